@@ -1,0 +1,3 @@
+"""Distributed multi-GPU training, small enough to read."""
+
+__version__ = "0.1.0"

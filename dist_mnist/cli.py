@@ -1,0 +1,124 @@
+"""`python -m dist_mnist` and `dist-mnist`: where Hydra ends and where errors are told.
+
+Hydra composes the config; from there on it is a checked dataclass. Whatever goes wrong is told
+once, by one process, and the exit status is not 0. torch is imported once there is work for it,
+so `--help` is quick.
+"""
+
+import functools
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dist_mnist.config import Config, build_config, register_schema
+from dist_mnist.errors import InputError, one_line
+
+PATIENCE_SECONDS = 5.0  # what torchrun needs, and more, to end the other ranks after one has failed
+
+
+def main() -> None:
+    """Train, as the command line says."""
+    command("config", _train)
+
+
+def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Compose a config from `conf/` and the command line and hand it to a task.
+
+    Args:
+        config_name: The file in `conf/` to begin with, without its ending.
+        task: What to do with the composed config.
+    """
+    register_schema()
+    # Hydra then lets errors through to us instead of printing them, once for every rank.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    decorate = hydra.main(
+        version_base="1.3", config_path=str(_conf_folder()), config_name=config_name
+    )
+    _telling_errors(decorate(_telling_errors(task)))()
+
+
+def _conf_folder() -> Path:
+    """Return `conf/`: inside the package where it was installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    return next(
+        folder
+        for folder in (package / "conf", package.parent / "conf")
+        if (folder / "config.yaml").exists()
+    )
+
+
+def _telling_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that an exception in it is told and ends the process with status 1."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:
+            _tell(error)
+            sys.exit(1)
+
+    return wrapped
+
+
+def _tell(error: Exception) -> None:
+    """Print one sentence for what the user can mend, and a stack for what only we can.
+
+    Most errors strike all ranks alike, and rank 0 speaks for them: the others wait until torchrun
+    ends them. An error of one rank alone is told when nobody has ended it, and whoever only
+    noticed that a rank was gone waits in the same way.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    speaker = f"[rank {rank}] " if "RANK" in os.environ else ""
+    torch_distributed = sys.modules.get("dist_mnist.distributed")
+    lost_contact = torch_distributed is not None and torch_distributed.is_lost_contact(error)
+    if rank != 0 or lost_contact:
+        time.sleep(PATIENCE_SECONDS)
+    if isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
+        print(f"{speaker}error: {_sentence(error)}", file=sys.stderr, flush=True)
+    elif lost_contact:
+        print(f"{speaker}error: another process ended or hangs.", file=sys.stderr, flush=True)
+    else:
+        stack = "".join(traceback.format_exception(error))
+        print(f"{speaker}{stack}", file=sys.stderr, flush=True)
+
+
+def _sentence(error: BaseException) -> str:
+    """Return what an error says in one line, and which key it is about."""
+    return one_line(error)
+
+
+def _train(composed: DictConfig) -> None:
+    config = build_config(composed)
+    job = HydraConfig.get()
+    if job.mode is RunMode.MULTIRUN:
+        config.run_dir = _sweep_directory(config, job)
+
+    from dist_mnist.console import log_to_console
+    from dist_mnist.distributed import session
+    from dist_mnist.run import run
+
+    with session(config.trainer.device, config.trainer.timeout_seconds) as world:
+        if job.mode is RunMode.MULTIRUN and world.size > 1:
+            raise InputError(
+                "--multirun cannot be used with several processes: run the sweep with "
+                "`python -m dist_mnist --multirun`, or start one torchrun for each of its jobs."
+            )
+        log_to_console(world.is_main)
+        run(config, world, overrides=job.overrides.task)
+
+
+def _sweep_directory(config: Config, job: Any) -> str:
+    """Return a directory of its own for this job of a sweep."""
+    return str(Path(config.run_dir, str(job.job.num)) if config.run_dir else job.runtime.output_dir)

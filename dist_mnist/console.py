@@ -1,0 +1,80 @@
+"""What a person reads while a run lasts."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_mnist.metrics import Evaluation
+from dist_mnist.training_state import TrainingState
+
+HEADER = (
+    " epoch     step  |  train loss  accuracy  |  validation loss  accuracy"
+    "  |  learning rate  images/s      left"
+)
+
+
+def log_to_console(is_main: bool) -> None:
+    """Send the package's messages to standard output; only warnings from other ranks than 0."""
+    logger = logging.getLogger("dist_mnist")
+    logger.setLevel(logging.INFO if is_main else logging.WARNING)
+    logger.propagate = False
+    handler = logging.StreamHandler(sys.stdout if is_main else sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+
+
+def log_to_file(run_dir: Path) -> None:
+    """Send the package's messages to `train.log` in the run directory too."""
+    handler = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("dist_mnist").addHandler(handler)
+
+
+def describe(state: TrainingState) -> str:
+    """Return what is about to be trained, on what, with which data, in three lines."""
+    world, splits, data = state.world, state.splits, state.config.data
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    counts = splits.train.labels.bincount(minlength=data.num_classes).tolist()
+    rarest, commonest = counts.index(min(counts)), counts.index(max(counts))
+    return (
+        f"{type(state.model).__name__} with {parameters:,} parameters, "
+        f"{str(state.dtype).removeprefix('torch.')} on {world.device.type}: {world.size} x "
+        f"{torch.get_num_threads()} CPU threads\n"
+        f"{data.name}: {len(splits.train):,} images to train on, {len(splits.validation):,} to "
+        f"validate, {len(splits.test):,} to test; pixels {splits.normalization.mean:.4f} "
+        f"+- {splits.normalization.std:.4f}\n"
+        f"class balance: {counts[rarest]:,} of class {splits.classes[rarest]} (fewest) to "
+        f"{counts[commonest]:,} of class {splits.classes[commonest]} (most)"
+    )
+
+
+def epoch_row(line: Mapping[str, Any], epochs: int, seconds_left: float) -> str:
+    """Return an epoch's journal line as a row under `HEADER`."""
+    left = max(0, round(seconds_left))
+    return (
+        f"{line['epoch']:>3}/{epochs:<3}{line['step']:>8}  |"
+        f"{_number(line['train/loss'], 12)}{_percent(line['train/accuracy'])}  |"
+        f"{_number(line['validation/loss'], 17)}{_percent(line['validation/accuracy'])}  |"
+        f"{line['learning_rate']:>15.2e}{line['images_per_second']:>10,.0f}"
+        f"{left // 60:>7}:{left % 60:02}"
+    )
+
+
+def _number(value: float | None, width: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return f"{'-':>10}" if value is None else f"{100 * value:>8.2f} %"
+
+
+def result_line(evaluation: Evaluation, seconds: float, place: Path) -> str:
+    """Return the last line of a training or an evaluation, for people and for scripts."""
+    return (
+        f"test accuracy {evaluation.accuracy:.4f} ({evaluation.correct}/{evaluation.count}) "
+        f"loss {evaluation.loss:.4f} in {seconds:.1f} s -> {place}"
+    )

@@ -1,0 +1,189 @@
+"""A data set as tensors that live on the training device, and its three honest parts.
+
+MNIST is 47 MB as bytes: it stays resident as uint8, and a batch is one indexing. No worker
+processes, no Python per sample, no image library in the loop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from dist_mnist.config import DataConfig
+from dist_mnist.dataset_files import open_dataset
+from dist_mnist.errors import InputError
+from dist_mnist.seeding import keyed_seed
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The constants that give a data set's pixels mean 0 and deviation 1.
+
+    Attributes:
+        mean: Of all training pixels, on a scale from 0 to 1.
+        std: Their standard deviation on the same scale.
+    """
+
+    mean: float
+    std: float
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 images of any shape into float32 ones on the same device."""
+        scale = 1 / (255 * self.std)
+        return images.to(torch.float32).mul_(scale).sub_(self.mean / self.std)
+
+
+class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Images and labels in memory; an index tensor of shape (B,) gives a whole batch.
+
+    Attributes:
+        images: uint8 of shape (N, C, H, W).
+        labels: int64 of shape (N,).
+    """
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images[index], self.labels[index]
+
+    def to(self, device: torch.device) -> "ImageTensors":
+        """Return the same samples on a device."""
+        return ImageTensors(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """The parts of a data set and what is known about it.
+
+    Attributes:
+        train: What the weights are fitted to.
+        validation: Held out of the training files, for every choice; empty where all of them train.
+        test: Looked at once, at the end.
+        normalization: Of the training files, held-out part included.
+        classes: The names of the classes, in the order of the labels.
+    """
+
+    train: ImageTensors
+    validation: ImageTensors
+    test: ImageTensors
+    normalization: Normalization
+    classes: tuple[str, ...]
+
+    def to(self, device: torch.device) -> "DataSplits":
+        """Return the same parts on a device."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+        )
+
+
+def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = ()) -> DataSplits:
+    """Load a data set, downloading it where it is missing, and hold the validation part out.
+
+    Safe to call from many processes at once. The split depends on the seed alone.
+
+    Raises:
+        InputError: The files are missing, damaged or not what the config says, or the folder for
+            them cannot be written.
+    """
+    training, classes = load_part(config, train=True, trusted_modules=trusted_modules)
+    test, _ = load_part(config, train=False, trusted_modules=trusted_modules)
+    if config.validation_size >= len(training):
+        raise InputError(
+            f"data.validation_size={config.validation_size} leaves nothing to train on: "
+            f"{config.name} has {len(training)} training samples."
+        )
+    held_out = stratified_choice(training.labels, config.validation_size, seed)
+    kept = torch.ones(len(training), dtype=torch.bool)
+    kept[held_out] = False
+    return DataSplits(
+        train=ImageTensors(*training[kept]),
+        validation=ImageTensors(*training[held_out]),
+        test=test,
+        normalization=measure_normalization(training.images),
+        classes=classes,
+    )
+
+
+def load_part(
+    config: DataConfig, train: bool, trusted_modules: Sequence[str] = ()
+) -> tuple[ImageTensors, tuple[str, ...]]:
+    """Load the training or the test files of a data set, and the names of its classes.
+
+    Raises:
+        InputError: As `load_splits`.
+    """
+    source = open_dataset(config, train, trusted_modules)
+    images = torch.as_tensor(source.data)
+    images = images.unsqueeze(1) if images.ndim == 3 else images.movedim(-1, 1)
+    labels = torch.as_tensor(source.targets)
+    labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST: further columns describe it
+    _check_images_and_labels(config, images, labels)
+    classes = tuple(str(name) for name in getattr(source, "classes", range(config.num_classes)))
+    return ImageTensors(images.contiguous(), labels.long()), classes
+
+
+def _check_images_and_labels(
+    config: DataConfig, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    shape = list(images.shape[1:])
+    if images.dtype != torch.uint8 or shape != config.image_shape:
+        raise InputError(
+            f"data.image_shape={config.image_shape} is not that of {config.name}: "
+            f"its images are {images.dtype} of shape {shape}, and must be torch.uint8."
+        )
+    if len(images) != len(labels) or len(labels) == 0:
+        raise InputError(f"{config.name} has {len(images)} images and {len(labels)} labels.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= config.num_classes:
+        raise InputError(
+            f"data.num_classes={config.num_classes} is not that of {config.name}: "
+            f"its labels go from {low} to {high}."
+        )
+
+
+def stratified_choice(labels: torch.Tensor, size: int, seed: int) -> torch.Tensor:
+    """Choose samples at random so that every class keeps its share, to within one sample.
+
+    Args:
+        labels: int64 of shape (N,).
+        size: How many to choose, at most N.
+        seed: Decides which ones.
+
+    Returns:
+        int64 indices of shape (size,), ascending.
+    """
+    generator = torch.Generator().manual_seed(keyed_seed(seed, "validation split"))
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    # Evenly spaced picks from the samples in order of class: each class gives in proportion.
+    picks = (torch.arange(size, dtype=torch.float64) + 0.5) * len(labels) / max(size, 1)
+    return by_class[picks.long()].sort().values
+
+
+def measure_normalization(images: torch.Tensor) -> Normalization:
+    """Return the mean and the deviation of all pixels, exactly.
+
+    They come from counts of the 256 values, so they are the same for every number of threads.
+
+    Args:
+        images: uint8 of any shape.
+    """
+    counts = torch.zeros(256, dtype=torch.int64)
+    for part in images.flatten(1).split(10_000):
+        counts += torch.bincount(part.flatten(), minlength=256)
+    values = torch.arange(256, dtype=torch.int64)
+    total = int(counts.sum())
+    mean = int((counts * values).sum()) / total
+    mean_square = int((counts * values * values).sum()) / total
+    std = max((mean_square - mean * mean) ** 0.5, 1.0)  # a blank data set stays finite
+    return Normalization(mean=mean / 255, std=std / 255)

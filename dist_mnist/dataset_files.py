@@ -1,0 +1,102 @@
+"""The files of a data set: found, or fetched once and whole however many processes ask."""
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import AcquireReturnProxy, FileLock
+from torch.utils.data import Dataset
+
+from dist_mnist.config import DataConfig
+from dist_mnist.errors import BuildError, InputError, one_line
+from dist_mnist.instantiate import instantiate
+
+DOWNLOAD_TIMEOUT_SECONDS = 30  # without it, a network that swallows packets holds us for minutes
+
+
+def open_dataset(config: DataConfig, train: bool, trusted_modules: Sequence[str] = ()) -> Any:
+    """Build the data set object that `config.dataset` names, fetching its files where missing.
+
+    Files arrive in a temporary folder and are renamed into place, so whoever reads without the
+    lock finds all of a file or none of it. Archives that already lie in the folder are used.
+
+    Returns:
+        The data set, with the attributes `data` and `targets`.
+
+    Raises:
+        InputError: The folder cannot be written, or the files are missing or damaged there and
+            cannot be downloaded.
+    """
+
+    def build(root: Path, download: bool) -> Any:
+        return instantiate(
+            "data.dataset",
+            config.dataset,
+            Dataset,
+            trusted_modules=trusted_modules,
+            root=str(root),
+            train=train,
+            download=download,
+        )
+
+    root = Path(config.root)
+    try:
+        return build(root, download=False)
+    except BuildError:
+        pass  # missing or damaged, or another process is about to finish fetching it
+    with _lock(root):
+        try:
+            return build(root, download=False)
+        except BuildError as missing:
+            _fetch(build, root, config.name, missing)
+            return build(root, download=False)
+
+
+def _lock(root: Path) -> AcquireReturnProxy:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return FileLock(root / ".fetching.lock").acquire()
+    except OSError as error:
+        raise InputError(
+            f"data.root={root} cannot be written ({error.strerror}): "
+            f"set data.root to a folder that can, or that holds the files."
+        ) from error
+
+
+def _fetch(build: Callable[..., Any], root: Path, name: str, missing: BuildError) -> None:
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=root) as folder:
+            temporary = Path(folder)
+            _link_archives(root, temporary)
+            build(temporary, download=True)
+            _move_files(temporary, root)
+    except (BuildError, OSError) as error:
+        reasons = one_line(missing.__cause__), one_line(error.__cause__ or error)
+        raise InputError(
+            f"{name} can neither be read from data.root={root} ({reasons[0]}) nor fetched "
+            f"({reasons[1]}): put its files, or the archives that they come in, into the folder "
+            f"there that torchvision looks in, such as {root}/FashionMNIST/raw."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _link_archives(source: Path, target: Path) -> None:
+    for archive in source.glob("*/raw/*"):
+        if archive.suffix in (".gz", ".xz", ".zip"):
+            link = target / archive.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(archive.resolve())
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for file in source.glob("*/raw/*"):
+        if file.is_file() and not file.is_symlink():
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(file, place)

@@ -1,0 +1,215 @@
+"""The processes of a run and what they say to each other.
+
+The only file that knows `torch.distributed` and the variables that torchrun sets. One process is
+a world of size 1: every function here then returns its input, so no caller has to ask.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_mnist.errors import InputError
+
+T = TypeVar("T")
+
+# Tensors on the CPU (the small messages) always have gloo beside the accelerator's own backend.
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place among all processes of the run.
+
+    Attributes:
+        rank: This process, from 0 to size - 1.
+        local_rank: This process among those on the same machine.
+        size: The number of processes (torchrun's WORLD_SIZE).
+        local_size: The number of processes on this machine.
+        device: Where this process computes.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one process that writes and reports."""
+        return self.rank == 0
+
+
+@contextmanager
+def session(device: str, timeout_seconds: int) -> Iterator[World]:
+    """Set up this process's device, threads and process group; take the group down at the end.
+
+    After an error the group is left as it is: taking it down could wait for processes that are
+    gone, and the end of the process closes it anyway.
+
+    Args:
+        device: auto, cpu, cuda, mps or xpu.
+        timeout_seconds: How long a process waits for the others before it gives up.
+
+    Raises:
+        InputError: The device asked for is not there, or there are too few of it.
+    """
+    world = _world_from_environment(device)
+    torch.set_num_threads(max(1, _usable_cores() // world.local_size))
+    if world.device.type != "cpu":
+        torch.accelerator.set_device_index(world.device.index)
+    if world.size > 1:
+        dist.init_process_group(
+            BACKENDS[world.device.type],
+            timeout=timedelta(seconds=timeout_seconds),
+            device_id=None if world.device.type == "cpu" else world.device,
+        )
+    yield world
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def _world_from_environment(device: str) -> World:
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    return World(
+        rank=int(os.environ.get("RANK", 0)),
+        local_rank=local_rank,
+        size=size,
+        local_size=local_size,
+        device=_pick_device(device, local_rank, local_size, distributed=size > 1),
+    )
+
+
+def _pick_device(name: str, local_rank: int, local_size: int, distributed: bool) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    found = accelerator.type if accelerator else "cpu"
+    count = torch.accelerator.device_count() if accelerator else 0
+    fits = count >= local_size and (found in BACKENDS or not distributed)
+    if name == "cpu" or (name == "auto" and not fits):
+        return torch.device("cpu")
+    if name not in ("auto", found):
+        raise InputError(
+            f"trainer.device={name} cannot be used: this machine offers {found}; "
+            f"set trainer.device to {found} or auto."
+        )
+    if not fits:
+        raise InputError(
+            f"trainer.device={name} cannot be used by {local_size} processes on a machine with "
+            f"{count} of them: set --nproc_per_node={count}, or trainer.device=cpu."
+        )
+    return torch.device(found, local_rank)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: what this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone or does not answer."""
+    is_gloo = isinstance(error, RuntimeError) and "gloo" in str(error)
+    return is_gloo or isinstance(error, dist.DistError)
+
+
+def launch_id() -> str | None:
+    """Return what is the same in every process and every restart of one torchrun launch.
+
+    None where torchrun did not start this process. torchrun gives each launch an id of its own,
+    or "none"; then the agent, the parent of its workers, identifies the launch.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name is None:
+        return None
+    if name == "none":
+        name = f"{os.uname().nodename} {os.getppid()} {_start_time(os.getppid())}"
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def _start_time(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+            return stat.read().rpartition(")")[2].split()[19]
+    except OSError:  # no /proc, as on macOS: the process id alone has to do
+        return ""
+
+
+def broadcast_object(world: World, value: T) -> T:
+    """Return rank 0's value on every rank. Tensors in it must be on the CPU."""
+    if world.size == 1:
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]  # type: ignore[no-any-return]
+
+
+def all_reduce_sum(world: World, tensor: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor over all ranks, in place, and return it."""
+    if world.size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def parallelize(
+    model: nn.Module, world: World, accumulates: bool, sync_batch_norm: bool
+) -> nn.Module:
+    """Wrap a module on its device so that backward averages the gradients over all ranks.
+
+    Args:
+        model: The bare module, already on `world.device`.
+        world: This process.
+        accumulates: Whether some backward passes will run under `without_sync`.
+        sync_batch_norm: Whether batch norm takes its statistics over all ranks (GPUs only).
+
+    Raises:
+        InputError: Synchronised batch norm was asked for on the CPU.
+    """
+    if sync_batch_norm and world.device.type == "cpu":
+        raise InputError("trainer.sync_batch_norm=true needs GPUs: set it to false on the CPU.")
+    if world.size == 1:
+        return model
+    if sync_batch_norm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(
+        model,
+        # Gradients live in the buckets that are reduced: no copy in, no copy out.
+        gradient_as_bucket_view=True,
+        # The same layers run in every step, so DDP may plan once. Not together with no_sync:
+        # a static graph then stops reducing without a word (pytorch#187732).
+        static_graph=not accumulates,
+        # Batch norm's running statistics play no part in training; `broadcast_buffers` below
+        # makes them equal before they are used, which saves a broadcast in every step.
+        broadcast_buffers=False,
+    )
+
+
+@contextmanager
+def without_sync(model: nn.Module) -> Iterator[None]:
+    """Let backward add to this rank's own gradients, leaving the all-reduce to a later one."""
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+def broadcast_buffers(world: World, model: nn.Module) -> None:
+    """Give every rank the buffers of rank 0 (batch norm's running statistics).
+
+    Rank 0's own never change by this, so when and how often it is called leaves no trace in the
+    result: a run that stopped here and continued equals one that never stopped.
+    """
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)

@@ -1,0 +1,18 @@
+"""The one exception that a user is meant to read."""
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used: a value, a file, a folder, a device.
+
+    Its message is one sentence that names the key or the path, the value, and what to do. The
+    command line prints it alone, without a stack, and exits with a non-zero status.
+    """
+
+
+class BuildError(InputError):
+    """An allowed target could not be built; the reason is its `__cause__`."""
+
+
+def one_line(error: BaseException | None) -> str:
+    """Return an exception's message without line breaks, or its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

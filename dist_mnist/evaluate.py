@@ -1,0 +1,66 @@
+"""`python -m dist_mnist.evaluate checkpoint=RUN_DIR_OR_FILE`: a checkpoint on the test set."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+from omegaconf import DictConfig
+
+from dist_mnist import checkpoint
+from dist_mnist.cli import command
+from dist_mnist.config import EvaluationConfig, build_evaluation_config, config_from_plain
+from dist_mnist.console import log_to_console, result_line
+from dist_mnist.data import Normalization, load_part
+from dist_mnist.distributed import World, broadcast_object, session
+from dist_mnist.evaluation import evaluate
+from dist_mnist.metrics import Evaluation
+from dist_mnist.precision import compute_dtype
+from dist_mnist.training_state import build_loss, build_model
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_checkpoint(options: EvaluationConfig, world: World) -> Evaluation:
+    """Score a checkpoint on the test set of its data. Every rank must call it.
+
+    Args:
+        options: Which checkpoint, and what to do otherwise than in its training.
+        world: This process.
+
+    Raises:
+        InputError: The checkpoint or the data cannot be used.
+    """
+    started = perf_counter()
+    path = checkpoint.resolve(Path(options.checkpoint))
+    content = broadcast_object(world, checkpoint.load(path) if world.is_main else None)
+    assert content is not None
+    config = config_from_plain(content["config"])
+    config.trusted_modules = options.trusted_modules  # its own are what the checkpoint claims
+    config.data = replace(config.data, root=options.data.root or config.data.root)
+    precision = options.trainer.precision or config.trainer.precision
+    model = build_model(config)
+    model.load_state_dict(content["model"])
+    test, _ = load_part(config.data, train=False, trusted_modules=config.trusted_modules)
+    evaluation = evaluate(
+        model.to(world.device),
+        build_loss(config).to(world.device),
+        test.to(world.device),
+        Normalization(**content["normalization"]),
+        world,
+        options.trainer.evaluation_batch_size,
+        compute_dtype(precision, world.device),
+    )
+    logger.info(result_line(evaluation, perf_counter() - started, path))
+    return evaluation
+
+
+def _main(composed: DictConfig) -> None:
+    options = build_evaluation_config(composed)
+    with session(options.trainer.device, options.trainer.timeout_seconds) as world:
+        log_to_console(world.is_main)
+        evaluate_checkpoint(options, world)
+
+
+if __name__ == "__main__":
+    command("evaluate", _main)

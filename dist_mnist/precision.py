@@ -1,0 +1,41 @@
+"""Automatic mixed precision: what the forward pass computes in, and gradients kept in range."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from dist_mnist.config import Precision
+from dist_mnist.errors import InputError
+
+DTYPES = {
+    Precision.fp32: torch.float32,
+    Precision.bf16: torch.bfloat16,
+    Precision.fp16: torch.float16,
+}
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return what the forward pass computes in on a device.
+
+    Raises:
+        InputError: fp16 was asked for on the CPU, which has no fast form of it.
+    """
+    if precision is Precision.fp16 and device.type == "cpu":
+        raise InputError("trainer.precision=fp16 needs a GPU: use bf16 or fp32 on the CPU.")
+    if precision is not Precision.auto:
+        return DTYPES[precision]
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Run what is inside in `dtype` where that is safe; float32 changes nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+
+
+def gradient_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """Return a scaler that keeps float16 gradients from vanishing, and passes others through."""
+    return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)

@@ -1,0 +1,129 @@
+"""The pictures of a run, drawn from its journal and from the answers to the test set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dist_mnist.metrics import Evaluation, Mistake
+from dist_mnist.tracking import read_journal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MISTAKES_SHOWN = 24
+TRAIN_COLOUR, VALIDATION_COLOUR = "#3b6fb6", "#d1682b"
+
+
+def draw_all(
+    run_dir: Path, test: Evaluation, images: torch.Tensor, classes: Sequence[str]
+) -> list[Path]:
+    """Draw every picture into `plots/`.
+
+    Args:
+        run_dir: The run's directory, with its journal.
+        test: The answers to the test set.
+        images: The test set, uint8 of shape (N, C, H, W).
+        classes: The names of the classes.
+
+    Returns:
+        The PNG files.
+    """
+    return [
+        draw_curves(run_dir),
+        draw_confusion(run_dir, test.confusion(len(classes)), classes),
+        draw_mistakes(run_dir, test.worst_mistakes(MISTAKES_SHOWN), images, classes),
+    ]
+
+
+def draw_curves(run_dir: Path) -> Path:
+    """Draw loss and accuracy over the steps, train against validation; return the PNG's path."""
+    lines = read_journal(run_dir / "metrics.jsonl")
+    figure, (loss_axes, accuracy_axes) = _figure(1, 2, width=9.0, height=3.4)
+    _draw_metric(loss_axes, lines, "loss")
+    loss_axes.set_yscale("log")
+    _draw_metric(accuracy_axes, lines, "accuracy")
+    accuracy_axes.set_ylim(top=1.0)
+    accuracy_axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    return _save(figure, run_dir, "curves")
+
+
+def _draw_metric(axes: "Axes", lines: Sequence[dict[str, Any]], metric: str) -> None:
+    def points(kind: str, key: str) -> tuple[list[int], list[float]]:
+        chosen = [line for line in lines if line["kind"] == kind and line.get(key) is not None]
+        return [line["step"] for line in chosen], [line[key] for line in chosen]
+
+    train = points("step", f"train/{metric}")
+    axes.plot(*train, color=TRAIN_COLOUR, label="train, while training")
+    validation = points("epoch", f"validation/{metric}")
+    axes.plot(*validation, "o-", color=VALIDATION_COLOUR, label="validation, after each epoch")
+    axes.set(title=metric, xlabel="step")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def draw_confusion(run_dir: Path, confusion: torch.Tensor, classes: Sequence[str]) -> Path:
+    """Draw how often each class was taken for each; return the PNG's path.
+
+    Args:
+        run_dir: The run's directory.
+        confusion: Counts, int64 of shape (classes, classes), a row for each label.
+        classes: The names of the classes.
+    """
+    count = len(classes)
+    figure, (axes,) = _figure(1, 1, width=max(4.8, 0.28 * count), height=max(4.4, 0.26 * count))
+    # The right answers would drown the rest: colour the mistakes, write all the numbers.
+    mistakes = confusion.clone().fill_diagonal_(0)
+    axes.imshow(mistakes, cmap="Oranges")
+    if count <= 12:
+        for row, column in confusion.nonzero().tolist():
+            colour = "black" if mistakes[row, column] <= 0.6 * mistakes.max() else "white"
+            text = str(int(confusion[row, column]))
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(count), classes, rotation=0 if count <= 12 else 90, fontsize=8)
+    axes.set_yticks(range(count), classes, fontsize=8)
+    axes.set(title="test set: label against prediction", xlabel="prediction", ylabel="label")
+    return _save(figure, run_dir, "confusion_matrix")
+
+
+def draw_mistakes(
+    run_dir: Path, mistakes: Sequence[Mistake], images: torch.Tensor, classes: Sequence[str]
+) -> Path:
+    """Draw the worst mistakes, each image with label, prediction and confidence; return the path.
+
+    Args:
+        run_dir: The run's directory.
+        mistakes: The surest wrong predictions first.
+        images: The set they are from, uint8 of shape (N, C, H, W).
+        classes: The names of the classes.
+    """
+    columns = 8
+    rows = max(1, -(-len(mistakes) // columns))
+    figure, cells = _figure(rows, columns, width=9.0, height=1.45 * rows + 0.4)
+    for axes in cells:
+        axes.axis("off")
+    for axes, mistake in zip(cells, mistakes, strict=False):
+        axes.imshow(images[mistake.index].movedim(0, -1).squeeze(-1), cmap="gray")
+        label, prediction = classes[mistake.label], classes[mistake.prediction]
+        axes.set_title(
+            f"{label}, not {prediction}\n{100 * mistake.confidence:.0f} % sure", fontsize=8
+        )
+    figure.suptitle("the worst mistakes on the test set", fontsize=10)
+    return _save(figure, run_dir, "mistakes")
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple["Figure", list["Axes"]]:
+    """Return a figure and its axes, row by row, without pyplot, whose state is global."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _save(figure: "Figure", run_dir: Path, name: str) -> Path:
+    path = run_dir / "plots" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path)
+    return path

@@ -1,0 +1,129 @@
+"""One whole run: its directory, its data, the training, the test at the end, the pictures."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+
+from dist_mnist import checkpoint, report
+from dist_mnist.config import Config, plain_config
+from dist_mnist.console import describe, log_to_file, result_line
+from dist_mnist.data import load_splits
+from dist_mnist.distributed import World, broadcast_object
+from dist_mnist.metrics import Evaluation
+from dist_mnist.recorder import Recorder
+from dist_mnist.run_directory import choose_run_directory, lock_run_directory, write_config
+from dist_mnist.tracking import Journal, start_tracking
+from dist_mnist.train import fit, score
+from dist_mnist.training_state import TrainingState, build_training_state, restore
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluation:
+    """Train as the config says, or go on where its run directory left off, and test the result.
+
+    Every rank must call it; rank 0 writes.
+
+    Args:
+        config: What to train.
+        world: This process.
+        overrides: What was given on the command line, to be written down.
+
+    Returns:
+        The answers of the best checkpoint to the test set, the same on every rank.
+
+    Raises:
+        InputError: Something in the config cannot be used; nothing was overwritten.
+    """
+    started = perf_counter()
+    splits = load_splits(config.data, config.seed, config.trusted_modules)
+    state = build_training_state(config, world, splits.to(world.device))
+    run_dir = choose_run_directory(config, world)
+    with lock_run_directory(run_dir, config.resume) if world.is_main else nullcontext():
+        _resume(state, run_dir)
+        with _recorder(state, run_dir, overrides) as recorder:
+            logger.info("%s\nrun directory: %s\n", describe(state), run_dir)
+            fit(state, recorder)
+            test = _test(state, run_dir, recorder)
+            logger.info("")
+            logger.info(result_line(test, perf_counter() - started, run_dir))
+    return test
+
+
+def _resume(state: TrainingState, run_dir: Path) -> None:
+    """Restore the directory's newest checkpoint, as rank 0 finds it, on every rank."""
+    found = checkpoint.newest(run_dir) if state.world.is_main else None
+    found = broadcast_object(state.world, found)
+    if found is not None:
+        restore(state, found)
+
+
+@contextmanager
+def _recorder(
+    state: TrainingState, run_dir: Path, overrides: Sequence[str]
+) -> Iterator[Recorder | None]:
+    """Open what rank 0 writes to; end the wandb run with the right exit code, come what may."""
+    if not state.world.is_main:
+        yield None
+        return
+    config, step = state.config, state.progress.step
+    write_config(run_dir, config, overrides)
+    log_to_file(run_dir)
+    if step:
+        logger.info("continuing after step %d of %d", step, state.last_step)
+    journal = Journal(run_dir)
+    journal.cut_back(step, finished_epochs=step // len(state.order))
+    tracker = start_tracking(config.tracking, run_dir, plain_config(config))
+    try:
+        yield Recorder(run_dir, journal, tracker, config.trainer.keep_checkpoints)
+    except BaseException:
+        tracker.finish(exit_code=1)
+        raise
+    tracker.finish(exit_code=0)
+
+
+def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Evaluation:
+    """Look at the test set, this once, with the best checkpoint."""
+    best = run_dir / "checkpoints" / "best.pt"
+    weights = checkpoint.load(best)["model"] if recorder else None
+    state.model.load_state_dict(broadcast_object(state.world, weights))
+    test = score(state, state.splits.test)
+    assert test is not None
+    if recorder:
+        _report(state, test, recorder)
+        recorder.tracker.keep(best)
+    return test
+
+
+def _report(state: TrainingState, test: Evaluation, recorder: Recorder) -> None:
+    """Write the test's line, and draw the pictures, into the run directory and into wandb."""
+    step, classes = state.progress.step, state.splits.classes
+    images = state.splits.test.images.cpu()
+    mistakes = test.worst_mistakes(report.MISTAKES_SHOWN)
+    recorder.record(
+        {
+            "kind": "test",
+            "epoch": -(-step // len(state.order)),
+            "step": step,
+            "test/loss": test.loss,
+            "test/accuracy": test.accuracy,
+            "test/correct": test.correct,
+            "test/count": test.count,
+            "test/confusion": test.confusion(len(classes)).tolist(),
+            "test/mistakes": [asdict(mistake) for mistake in mistakes],
+        }
+    )
+    pictures = report.draw_all(recorder.run_dir, test, images, classes)
+    recorder.tracker.log_pictures(pictures, step)
+    recorder.tracker.log_table(
+        "test/worst_mistakes",
+        ["image", "label", "prediction", "confidence"],
+        [
+            [images[m.index, 0], classes[m.label], classes[m.prediction], m.confidence]
+            for m in mistakes
+        ],
+        step,
+    )

@@ -1,0 +1,87 @@
+"""One launch, one run directory: chosen by rank 0, locked, and described by two YAML files."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
+from dist_mnist.config import Config, Resume, plain_config
+from dist_mnist.distributed import World, broadcast_object, launch_id
+from dist_mnist.errors import InputError
+
+
+def choose_run_directory(config: Config, world: World) -> Path:
+    """Return the directory of this run, the same on every rank.
+
+    It is `run_dir` where the user gave one. Otherwise it is new, unless this launch has made one
+    before: then torchrun has restarted us, and the run goes on where it was.
+    """
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    chosen = _own_directory(Path("outputs")) if world.is_main else Path()
+    return broadcast_object(world, chosen)
+
+
+def _own_directory(parent: Path) -> Path:
+    name = launch_id() or secrets.token_hex(4)
+    earlier = sorted(parent.glob(f"*_{name}"))
+    return earlier[-1] if earlier else parent / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
+
+
+def lock_run_directory(directory: Path, resume: Resume) -> AcquireReturnProxy:
+    """Make the directory if need be and keep every other launch out of it.
+
+    Only rank 0 may call this.
+
+    Args:
+        directory: Where the run is kept.
+        resume: Whether it may, must or must not hold a run already.
+
+    Returns:
+        The lock, as a context; the system frees it when this process ends, however it ends.
+
+    Raises:
+        InputError: Another launch is using the directory, or it cannot be written, or it does or
+            does not hold a run against what `resume` says.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / ".lock").acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"run_dir={directory} is in use by another launch: wait for it, or choose another."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"run_dir={directory} cannot be written ({error.strerror}): choose another."
+        ) from error
+    _check_resume(directory, resume)
+    return lock
+
+
+def write_config(directory: Path, config: Config, overrides: Sequence[str]) -> None:
+    """Write down what runs: the resolved config, and what was given on the command line."""
+    _write_yaml(directory / "config.yaml", plain_config(config))
+    _write_yaml(directory / "overrides.yaml", list(overrides))
+
+
+def _check_resume(directory: Path, resume: Resume) -> None:
+    holds_run = any((directory / "checkpoints").glob("*.pt"))
+    if holds_run and resume is Resume.never:
+        raise InputError(
+            f"run_dir={directory} already holds a run and resume=never: choose a new run_dir, "
+            f"or set resume=auto to continue it."
+        )
+    if not holds_run and resume is Resume.must:
+        raise InputError(
+            f"run_dir={directory} holds no checkpoint and resume=must: check the path, "
+            f"or set resume=auto to begin a run there."
+        )
+
+
+def _write_yaml(path: Path, content: object) -> None:
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(OmegaConf.create(content), path)  # type: ignore[call-overload]

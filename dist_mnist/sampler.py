@@ -1,0 +1,78 @@
+"""Which samples each process sees in each step: a pure function of (seed, epoch).
+
+The global batch k of an epoch is the same set of samples at every world size, and nothing has to
+be remembered to continue in the middle of an epoch but the number of batches done.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from dist_mnist.data import ImageTensors
+from dist_mnist.distributed import World
+from dist_mnist.seeding import keyed_seed
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """How one epoch's samples fall into global batches.
+
+    Attributes:
+        size: The number of samples.
+        global_batch_size: The number of samples in every batch but the last, which may be short.
+    """
+
+    size: int
+    global_batch_size: int
+
+    def __len__(self) -> int:
+        return -(-self.size // self.global_batch_size)
+
+    def batch_size(self, batch: int) -> int:
+        """Return the number of samples in a global batch, over all processes."""
+        return min(self.global_batch_size, self.size - batch * self.global_batch_size)
+
+
+class DistributedBatchSampler(Sampler[torch.Tensor]):
+    """This process's share of each global batch of one epoch, as index tensors.
+
+    No sample is padded, repeated or dropped. Every process yields the same number of shares, whose
+    sizes differ by one at most; a share of a short last batch may be empty.
+
+    Args:
+        order: The sizes.
+        world: This process.
+        seed: The run's seed.
+        epoch: From 0; each epoch has an order of its own.
+        first_batch: Where to begin, for a run that continues in the middle of an epoch.
+    """
+
+    def __init__(
+        self, order: EpochOrder, world: World, seed: int, epoch: int, first_batch: int = 0
+    ) -> None:
+        self.order = order
+        self.world = world
+        self.seed = seed
+        self.epoch = epoch
+        self.first_batch = first_batch
+
+    def __len__(self) -> int:
+        return len(self.order) - self.first_batch
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Yield int64 tensors of shape (share,) on the world's device."""
+        # Shuffled on the CPU, whose generator gives the same order on every machine.
+        generator = torch.Generator().manual_seed(keyed_seed(self.seed, "order", self.epoch))
+        indices = torch.randperm(self.order.size, generator=generator).to(self.world.device)
+        for batch in indices.split(self.order.global_batch_size)[self.first_batch :]:
+            yield batch[self.world.rank :: self.world.size]
+
+
+def share_loader(
+    dataset: ImageTensors, sampler: DistributedBatchSampler
+) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
+    """Return a loader of this process's shares, as (images, labels) on the data set's device."""
+    # The sampler's index tensors fetch whole shares, so the loader has nothing to collate.
+    return DataLoader(dataset, batch_size=None, sampler=sampler)

@@ -1,0 +1,55 @@
+"""Learning-rate schedules: what the optimizer's learning rate is multiplied by in each step.
+
+Each is a pure function of the step, from 0 to total_steps - 1, so a run that continues has no
+state to restore, and one that is given more epochs follows the schedule of its new length.
+"""
+
+from math import cos, pi
+
+
+def constant(step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """Return 1 throughout."""
+    return 1.0
+
+
+def step_decay(
+    step: int, total_steps: int, steps_per_epoch: int, every_epochs: int, factor: float
+) -> float:
+    """Return 1, then times `factor` after every `every_epochs` epochs."""
+    return float(factor ** (step // (every_epochs * steps_per_epoch)))
+
+
+def cosine(step: int, total_steps: int, steps_per_epoch: int, warmup_fraction: float) -> float:
+    """Rise in a straight line over the first share of the steps, then fall to 0 as half a cosine.
+
+    Source: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, without its restarts.
+    """
+    warmup_steps = warmup_fraction * total_steps
+    if step < warmup_steps:
+        return min(1.0, (step + 1) / warmup_steps)
+    return _between(1.0, 0.0, (step - warmup_steps) / (total_steps - warmup_steps))
+
+
+def one_cycle(
+    step: int,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_fraction: float,
+    initial_division: float,
+    final_division: float,
+) -> float:
+    """Rise from 1/initial_division to 1, then fall to 1/(initial_division * final_division).
+
+    Source: Smith and Topin 2018, https://arxiv.org/abs/1708.07120, in the two-phase form of
+    `torch.optim.lr_scheduler.OneCycleLR`, whose learning rates these are.
+    """
+    start = 1 / initial_division
+    peak = warmup_fraction * total_steps - 1
+    if step < peak:
+        return _between(start, 1.0, step / peak)
+    return _between(1.0, start / final_division, (step - peak) / (total_steps - 1 - peak))
+
+
+def _between(start: float, end: float, progress: float) -> float:
+    """Return the value at a point of half a cosine from start to end; progress is 0 to 1."""
+    return end + (start - end) * (1 + cos(pi * progress)) / 2

@@ -1,0 +1,244 @@
+"""The training loop: fit -> train_epoch -> train_step."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from time import perf_counter
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from dist_mnist.augmentation import augment
+from dist_mnist.console import HEADER, epoch_row
+from dist_mnist.data import ImageTensors
+from dist_mnist.distributed import without_sync
+from dist_mnist.evaluation import evaluate
+from dist_mnist.metrics import Evaluation, RunningMetrics, Totals
+from dist_mnist.precision import autocast
+from dist_mnist.recorder import Recorder
+from dist_mnist.sampler import DistributedBatchSampler, share_loader
+from dist_mnist.seeding import keyed_seed, seed_device
+from dist_mnist.training_state import TrainingState, checkpoint_content
+
+logger = logging.getLogger(__name__)
+
+
+def fit(state: TrainingState, recorder: Recorder | None) -> None:
+    """Train from where the state is to its last step. Every rank must call it.
+
+    Args:
+        state: What to train; a fresh or a restored one.
+        recorder: Takes the journal's lines and the checkpoints; None on ranks other than 0.
+    """
+    if state.progress.step < state.last_step:
+        logger.info("%s\n%s", HEADER, "-" * len(HEADER))
+    started, first_step = perf_counter(), state.progress.step
+    while state.progress.step < state.last_step:
+        epoch = state.progress.step // len(state.order)
+        train_epoch(state, epoch, recorder)
+        validation = score(state, state.splits.validation)
+        line = _epoch_line(state, epoch, validation)
+        if recorder:
+            recorder.record(line)
+        _finish_epoch(state, validation, recorder)
+        seconds_per_step = (perf_counter() - started) / (state.progress.step - first_step)
+        left = seconds_per_step * (state.last_step - state.progress.step)
+        logger.info(epoch_row(line, state.config.trainer.epochs, left))
+
+
+def train_epoch(state: TrainingState, epoch: int, recorder: Recorder | None) -> None:
+    """Train to the end of an epoch, or to the last step where that comes first.
+
+    Args:
+        state: What to train; its step may be in the middle of the epoch.
+        epoch: From 0.
+        recorder: As in `fit`.
+    """
+    trainer, progress = state.config.trainer, state.progress
+    metrics = RunningMetrics(state.world, progress.epoch_totals)
+    started = perf_counter() - progress.epoch_seconds
+    state.parallel_model.train()
+    for batch_size, images, labels in _batches(state, epoch):
+        train_step(state, images, labels, batch_size, metrics)
+        progress.step += 1
+        at_end = progress.step == state.last_step or progress.step % len(state.order) == 0
+        logs = progress.step % trainer.log_every_steps == 0
+        saves = (
+            trainer.checkpoint_every_steps
+            and not at_end
+            and (progress.step % trainer.checkpoint_every_steps == 0)
+        )
+        if logs or saves or at_end:
+            progress.epoch_totals = metrics.reduced()
+            progress.epoch_seconds = perf_counter() - started
+        if logs:
+            _log_step(state, epoch, recorder)
+        if saves and recorder:
+            recorder.save(checkpoint_content(state), progress.step, is_best=False)
+        if at_end:
+            break
+
+
+def train_step(
+    state: TrainingState,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    batch_size: int,
+    metrics: RunningMetrics,
+) -> None:
+    """Make one optimizer step on the exact mean gradient of a global batch.
+
+    Args:
+        state: What to train.
+        images: This rank's share, uint8 of shape (share, C, H, W); the share may be empty.
+        labels: int64 of shape (share,).
+        batch_size: The number of samples in the global batch, over all ranks.
+        metrics: Counts what the network scores.
+    """
+    config, world = state.config, state.world
+    step = state.progress.step
+    seed_device(world.device, keyed_seed(config.seed, "step", step, world.rank))
+    for group, learning_rate in zip(
+        state.optimizer.param_groups, state.learning_rates, strict=True
+    ):
+        group["lr"] = learning_rate * state.schedule(step)
+    # DDP takes the mean over the ranks of each rank's gradient: weighted so, it is the sum over
+    # all samples divided by their number, however unevenly the ranks share them.
+    weight = world.size / batch_size
+    if len(labels) == 0:  # still needed in the all-reduce, with a gradient of nothing
+        images, labels = state.splits.train[:1]
+        weight = 0.0
+    micro_batch_size = config.trainer.micro_batch_size or len(labels)
+    pieces = list(zip(images.split(micro_batch_size), labels.split(micro_batch_size), strict=True))
+    for index, (some_images, some_labels) in enumerate(pieces):
+        last = index == len(pieces) - 1
+        with nullcontext() if last else without_sync(state.parallel_model):
+            losses, outputs = _add_gradients(state, some_images, some_labels, weight)
+        if weight:
+            metrics.update(losses, outputs, some_labels)
+    _apply_gradients(state)
+
+
+def _add_gradients(
+    state: TrainingState, images: torch.Tensor, labels: torch.Tensor, weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add `weight` times the gradient of the summed loss; return the losses and the outputs."""
+    images = state.splits.normalization(augment(images, state.config.augmentation))
+    with autocast(state.world.device, state.dtype):
+        outputs = state.parallel_model(images)
+    losses = state.loss(outputs.float(), labels)
+    state.scaler.scale(losses.sum() * weight).backward()
+    return losses.detach(), outputs.detach()
+
+
+def _apply_gradients(state: TrainingState) -> None:
+    """Step the optimizer and clear the gradients."""
+    clip = state.config.trainer.gradient_clip_norm
+    if clip is not None:
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad()
+
+
+def score(state: TrainingState, dataset: ImageTensors) -> Evaluation | None:
+    """Evaluate the model on one of the state's sets; None where the set is empty."""
+    if len(dataset) == 0:
+        return None
+    return evaluate(
+        state.model,
+        state.loss,
+        dataset,
+        state.splits.normalization,
+        state.world,
+        state.config.trainer.evaluation_batch_size,
+        state.dtype,
+    )
+
+
+def _batches(state: TrainingState, epoch: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield what is left of an epoch: each global batch's size and this rank's share of it."""
+    first = state.progress.step - epoch * len(state.order)
+    sampler = DistributedBatchSampler(state.order, state.world, state.config.seed, epoch, first)
+    shares = tqdm(
+        share_loader(state.splits.train, sampler),
+        desc=f"epoch {epoch + 1}",
+        initial=first,
+        total=len(state.order),
+        unit="step",
+        leave=False,
+        disable=not (state.world.is_main and sys.stderr.isatty()),
+    )
+    for batch, (images, labels) in enumerate(shares, start=first):
+        yield state.order.batch_size(batch), images, labels
+
+
+def _log_step(state: TrainingState, epoch: int, recorder: Recorder | None) -> None:
+    progress = state.progress
+    recent = progress.epoch_totals - progress.logged_totals
+    progress.logged_totals = progress.epoch_totals
+    if recorder:
+        recorder.record(
+            {
+                "kind": "step",
+                "epoch": epoch + 1,
+                "step": progress.step,
+                "train/loss": _rounded(recent.loss),
+                "train/accuracy": _rounded(recent.accuracy),
+                **_pace(state),
+            }
+        )
+
+
+def _epoch_line(state: TrainingState, epoch: int, validation: Evaluation | None) -> dict[str, Any]:
+    totals = state.progress.epoch_totals
+    return {
+        "kind": "epoch",
+        "epoch": epoch + 1,
+        "step": state.progress.step,
+        "train/loss": _rounded(totals.loss),
+        "train/accuracy": _rounded(totals.accuracy),
+        "validation/loss": _rounded(validation.loss) if validation else None,
+        "validation/accuracy": _rounded(validation.accuracy) if validation else None,
+        "validation/correct": validation.correct if validation else 0,
+        "validation/count": validation.count if validation else 0,
+        "seconds": round(state.progress.epoch_seconds, 3),
+        **_pace(state),
+    }
+
+
+def _pace(state: TrainingState) -> dict[str, float]:
+    seconds = state.progress.epoch_seconds
+    return {
+        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "images_per_second": round(state.progress.epoch_totals.count / seconds, 1),
+    }
+
+
+def _rounded(value: float) -> float:
+    """Drop the digits in which sums differ that were added up in another order."""
+    return round(value, 7)
+
+
+def _finish_epoch(
+    state: TrainingState, validation: Evaluation | None, recorder: Recorder | None
+) -> None:
+    """Save the state, and judge it: the best one is the finished epoch that validates best.
+
+    An epoch that `max_steps` cut short is no rival for a finished one, or the result would depend
+    on where a run was interrupted; it only stands in while there is none.
+    """
+    progress = state.progress
+    is_finished = progress.step % len(state.order) == 0
+    accuracy = validation.accuracy if validation else 0.0
+    best = progress.best_accuracy
+    is_best = best is None or (is_finished and accuracy >= best)
+    if is_finished:
+        progress.epoch_totals = progress.logged_totals = Totals()
+        progress.epoch_seconds = 0.0
+        progress.best_accuracy = accuracy if is_best else best
+    if recorder:
+        recorder.save(checkpoint_content(state), progress.step, is_best)

@@ -1,0 +1,230 @@
+"""What one run trains, from its config to its checkpoint and back."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_mnist import __version__
+from dist_mnist.config import Config, plain_config
+from dist_mnist.data import DataSplits
+from dist_mnist.distributed import World, parallelize
+from dist_mnist.errors import InputError, one_line
+from dist_mnist.instantiate import instantiate
+from dist_mnist.metrics import Totals
+from dist_mnist.precision import compute_dtype, gradient_scaler
+from dist_mnist.sampler import EpochOrder
+from dist_mnist.seeding import keyed_seed, seed_device
+
+# A run that continues must see the samples that were still due, with the network it began with.
+FIXED_FOR_A_RUN = ("seed", "data.name", "data.validation_size", "trainer.global_batch_size")
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Optimizer steps done.
+        epoch_totals: Train loss and accuracy since the current epoch began.
+        logged_totals: The same at the last step that was logged.
+        epoch_seconds: Time spent training since the current epoch began.
+        best_accuracy: The best validation accuracy of a finished epoch.
+    """
+
+    step: int = 0
+    epoch_totals: Totals = field(default_factory=Totals)
+    logged_totals: Totals = field(default_factory=Totals)
+    epoch_seconds: float = 0.0
+    best_accuracy: float | None = None
+
+
+@dataclass
+class TrainingState:
+    """Everything that training changes or computes with.
+
+    Attributes:
+        model: The bare module, whose weights are evaluated and saved.
+        parallel_model: What training runs: the module that averages gradients over the ranks, or
+            the bare one in a world of size 1.
+        loss: Gives one value per sample.
+        schedule: Maps a step to what the learning rates are multiplied by.
+        learning_rates: Of each parameter group, before the schedule.
+        dtype: What the forward pass computes in.
+        order: The batches of an epoch.
+        last_step: Where training ends.
+    """
+
+    config: Config
+    world: World
+    splits: DataSplits
+    model: nn.Module
+    parallel_model: nn.Module
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]
+    learning_rates: list[float]
+    scaler: torch.amp.GradScaler
+    dtype: torch.dtype
+    order: EpochOrder
+    last_step: int
+    progress: Progress
+
+
+def build_training_state(config: Config, world: World, splits: DataSplits) -> TrainingState:
+    """Build all of a fresh run; the weights depend on the seed alone.
+
+    Args:
+        config: The run's config.
+        world: This process.
+        splits: The data, on `world.device`.
+
+    Raises:
+        InputError: A part cannot be built, or does not fit the others.
+    """
+    trainer = config.trainer
+    dtype = compute_dtype(trainer.precision, world.device)
+    seed_device(world.device, keyed_seed(config.seed, "weights"))
+    model = build_model(config).to(world.device, memory_format=torch.channels_last)
+    parallel_model = parallelize(
+        model,
+        world,
+        accumulates=trainer.micro_batch_size is not None,
+        sync_batch_norm=trainer.sync_batch_norm,
+    )
+    optimizer: torch.optim.Optimizer = instantiate(
+        "optimizer",
+        config.optimizer,
+        torch.optim.Optimizer,
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        trusted_modules=config.trusted_modules,
+    )
+    order = EpochOrder(len(splits.train), trainer.global_batch_size)
+    total_steps = trainer.epochs * len(order)
+    return TrainingState(
+        config=config,
+        world=world,
+        splits=splits,
+        model=model,
+        parallel_model=parallel_model,
+        loss=build_loss(config).to(world.device),
+        optimizer=optimizer,
+        schedule=_build_schedule(config, total_steps, len(order)),
+        learning_rates=[group["lr"] for group in optimizer.param_groups],
+        scaler=gradient_scaler(world.device, dtype),
+        dtype=dtype,
+        order=order,
+        last_step=min(total_steps, trainer.max_steps or total_steps),
+        progress=Progress(),
+    )
+
+
+def build_model(config: Config) -> nn.Module:
+    """Build the network, on the CPU.
+
+    Raises:
+        InputError: It cannot be built, or does not map the images to the classes.
+    """
+    model: nn.Module = instantiate(
+        "model", config.model, nn.Module, trusted_modules=config.trusted_modules
+    )
+    data = config.data
+    try:
+        with torch.no_grad():
+            shape = list(model.eval()(torch.zeros(2, *data.image_shape)).shape)
+    except Exception as error:
+        raise InputError(
+            f"model cannot take images of shape {data.image_shape}: {one_line(error)}."
+        ) from error
+    if shape != [2, data.num_classes]:
+        raise InputError(
+            f"model gives outputs of shape {shape[1:]} for data.num_classes={data.num_classes}."
+        )
+    return model
+
+
+def build_loss(config: Config) -> nn.Module:
+    """Build the loss.
+
+    Raises:
+        InputError: It cannot be built, or does not give one value per sample.
+    """
+    loss: nn.Module = instantiate(
+        "loss", config.loss, nn.Module, trusted_modules=config.trusted_modules
+    )
+    values = loss(torch.zeros(2, config.data.num_classes), torch.zeros(2, dtype=torch.int64))
+    if values.shape != (2,):
+        raise InputError("loss must give one value per sample: set loss.reduction=none.")
+    return loss
+
+
+def _build_schedule(
+    config: Config, total_steps: int, steps_per_epoch: int
+) -> Callable[[int], float]:
+    function = instantiate(
+        "scheduler",
+        config.scheduler,
+        partial,
+        trusted_modules=config.trusted_modules,
+        _partial_=True,
+    )
+    schedule = partial(function, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    try:
+        for step in (0, total_steps - 1):
+            float(schedule(step))
+    except Exception as error:
+        raise InputError(
+            f"scheduler cannot be used over {total_steps} steps: {one_line(error)}."
+        ) from error
+    return schedule
+
+
+def checkpoint_content(state: TrainingState) -> dict[str, Any]:
+    """Return all that continuing needs, as tensors and plain values; nothing of the world size."""
+    return {
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "progress": asdict(state.progress),
+        "config": plain_config(state.config),
+        "normalization": asdict(state.splits.normalization),
+        "classes": list(state.splits.classes),
+        "versions": {"dist_mnist": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def restore(state: TrainingState, checkpoint: dict[str, Any]) -> None:
+    """Continue from a checkpoint, with the learning rates of the config.
+
+    Raises:
+        InputError: The checkpoint is of another network, or of data in another order.
+    """
+    _check_same_run(plain_config(state.config), checkpoint["config"])
+    state.model.load_state_dict(checkpoint["model"])
+    state.optimizer.load_state_dict(checkpoint["optimizer"])
+    state.scaler.load_state_dict(checkpoint["scaler"])
+    progress = dict(checkpoint["progress"])
+    for key in ("epoch_totals", "logged_totals"):
+        progress[key] = Totals(**progress[key])
+    state.progress = Progress(**progress)
+
+
+def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:
+    keys = (*FIXED_FOR_A_RUN, "optimizer._target_", *(f"model.{key}" for key in config["model"]))
+    for key in keys:
+        now, then = _look_up(config, key), _look_up(saved, key)
+        if now != then:
+            raise InputError(
+                f"{key}={now} cannot continue a run that was begun with {key}={then}: "
+                f"set it back, or choose a new run_dir."
+            )
+
+
+def _look_up(config: dict[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
