@@ -95,8 +95,14 @@ def _tell(error: Exception) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    """Return what an error says in one line, and which key it is about."""
-    return one_line(error)
+    """Return an error in one line; of Hydra's, the override and what OmegaConf made of it."""
+    if isinstance(error, InputError):
+        return one_line(error)
+    text, _, _ = str(error).partition("\nConfig search path")
+    reason = str(error.__cause__ or "").split("\n")[0]
+    if reason:
+        text = f"{text.splitlines()[0].rstrip('.')}: {reason}"
+    return f"{' '.join(text.split())} (`--cfg job` prints every key and its value)"
 
 
 def _train(composed: DictConfig) -> None:

@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,18 @@ def log_to_console(is_main: bool) -> None:
     logger.handlers = [handler]
 
 
-def log_to_file(run_dir: Path) -> None:
+@contextmanager
+def log_to_file(run_dir: Path) -> Iterator[None]:
     """Send the package's messages to `train.log` in the run directory too."""
     handler = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("dist_mnist").addHandler(handler)
+    logger = logging.getLogger("dist_mnist")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def describe(state: TrainingState) -> str:

@@ -4,10 +4,11 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import AcquireReturnProxy, FileLock
+from filelock import FileLock
 from torch.utils.data import Dataset
 
 from dist_mnist.config import DataConfig
@@ -55,7 +56,7 @@ def open_dataset(config: DataConfig, train: bool, trusted_modules: Sequence[str]
             return build(root, download=False)
 
 
-def _lock(root: Path) -> AcquireReturnProxy:
+def _lock(root: Path) -> AbstractContextManager[object]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         return FileLock(root / ".fetching.lock").acquire()

@@ -5,6 +5,7 @@ a world of size 1: every function here then returns its input, so no caller has 
 """
 
 import hashlib
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ T = TypeVar("T")
 
 # Tensors on the CPU (the small messages) always have gloo beside the accelerator's own backend.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
+
+# What newer torch calls DDP's option `broadcast_buffers`, which it deprecates.
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _DDP_OPTIONS)
+_NO_BUFFER_SYNC: dict[str, Any] = {_SYNC_BUFFERS: False}
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,7 @@ def parallelize(
         static_graph=not accumulates,
         # Batch norm's running statistics play no part in training; `broadcast_buffers` below
         # makes them equal before they are used, which saves a broadcast in every step.
-        broadcast_buffers=False,
+        **_NO_BUFFER_SYNC,
     )
 
 

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import torch
 import torchvision
 
 
-class EMNIST(torchvision.datasets.EMNIST):
+class EMNIST(torchvision.datasets.EMNIST):  # type: ignore[misc]
     """torchvision's EMNIST with upright images and labels that start at 0.
 
     The files hold each image mirrored along its diagonal, and the `letters` split counts its
@@ -16,6 +17,10 @@ class EMNIST(torchvision.datasets.EMNIST):
         targets: Labels, int64 of shape (N,), from 0.
         classes: The characters' names.
     """
+
+    data: torch.Tensor
+    targets: torch.Tensor
+    classes: list[str]
 
     def __init__(self, root: str, split: str, **kwargs: Any) -> None:
         super().__init__(root, split, **kwargs)

@@ -18,7 +18,7 @@ from dist_mnist.metrics import Evaluation
 from dist_mnist.precision import compute_dtype
 from dist_mnist.training_state import build_loss, build_model
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dist_mnist.evaluate")  # also where __name__ is __main__
 
 
 def evaluate_checkpoint(options: EvaluationConfig, world: World) -> Evaluation:

@@ -49,7 +49,8 @@ def instantiate(
         built = hydra.utils.instantiate(dict(config), *args, _convert_="all", **kwargs)
     except Exception as error:
         cause = error.__cause__ or error
-        raise BuildError(f"{key} cannot be built: {one_line(cause)}.") from cause
+        given = ", ".join(f"{key}.{k}={v}" for k, v in config.items() if k != "_target_")
+        raise BuildError(f"{key} cannot be built ({given}): {one_line(cause)}.") from cause
     if not isinstance(built, kind):
         raise InputError(f"{key}._target_={config['_target_']} makes no {kind.__name__}.")
     return built

@@ -107,7 +107,7 @@ class Evaluation:
         return float(self.losses.double().mean())
 
     def confusion(self, num_classes: int) -> torch.Tensor:
-        """Return how often label i was predicted as j, int64 of shape (num_classes, num_classes)."""
+        """Return how often label i was predicted as j, int64 of shape (classes, classes)."""
         cells = self.labels * num_classes + self.predictions
         return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 

@@ -66,6 +66,10 @@ class ConvNet(nn.Module):
         width, height, side = image_shape
         if height != side:
             raise ValueError(f"images must be square, not {height} by {side}")
+        if len(channels) != len(kernel_sizes):
+            raise ValueError(
+                f"channels={channels} and kernel_sizes={kernel_sizes} differ in number"
+            )
         for index, (out, kernel) in enumerate(zip(channels, kernel_sizes, strict=True)):
             layers.append(nn.Conv2d(width, out, kernel, bias=False))
             side -= kernel - 1

@@ -45,7 +45,10 @@ def draw_curves(run_dir: Path) -> Path:
     _draw_metric(loss_axes, lines, "loss")
     loss_axes.set_yscale("log")
     _draw_metric(accuracy_axes, lines, "accuracy")
-    accuracy_axes.set_ylim(top=1.0)
+    # The first steps score next to nothing: show what lies near the validation scores.
+    scores = [line.get("validation/accuracy") for line in lines if line["kind"] == "epoch"]
+    worst = min((score for score in scores if score is not None), default=0.0)
+    accuracy_axes.set_ylim(bottom=max(0.0, 1 - 4 * (1 - worst)), top=1.0)
     accuracy_axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     return _save(figure, run_dir, "curves")
 
@@ -76,7 +79,7 @@ def draw_confusion(run_dir: Path, confusion: torch.Tensor, classes: Sequence[str
     figure, (axes,) = _figure(1, 1, width=max(4.8, 0.28 * count), height=max(4.4, 0.26 * count))
     # The right answers would drown the rest: colour the mistakes, write all the numbers.
     mistakes = confusion.clone().fill_diagonal_(0)
-    axes.imshow(mistakes, cmap="Oranges")
+    axes.imshow(mistakes.numpy(), cmap="Oranges")
     if count <= 12:
         for row, column in confusion.nonzero().tolist():
             colour = "black" if mistakes[row, column] <= 0.6 * mistakes.max() else "white"
@@ -105,7 +108,7 @@ def draw_mistakes(
     for axes in cells:
         axes.axis("off")
     for axes, mistake in zip(cells, mistakes, strict=False):
-        axes.imshow(images[mistake.index].movedim(0, -1).squeeze(-1), cmap="gray")
+        axes.imshow(images[mistake.index].movedim(0, -1).squeeze(-1).numpy(), cmap="gray")
         label, prediction = classes[mistake.label], classes[mistake.prediction]
         axes.set_title(
             f"{label}, not {prediction}\n{100 * mistake.confidence:.0f} % sure", fontsize=8

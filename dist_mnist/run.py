@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -48,7 +48,8 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
             logger.info("%s\nrun directory: %s\n", describe(state), run_dir)
             fit(state, recorder)
             test = _test(state, run_dir, recorder)
-            logger.info("")
+            if recorder:
+                logger.info("\n%s", recorder.tracker.how_to_look())
             logger.info(result_line(test, perf_counter() - started, run_dir))
     return test
 
@@ -71,24 +72,23 @@ def _recorder(
         return
     config, step = state.config, state.progress.step
     write_config(run_dir, config, overrides)
-    log_to_file(run_dir)
-    if step:
-        logger.info("continuing after step %d of %d", step, state.last_step)
-    journal = Journal(run_dir)
-    journal.cut_back(step, finished_epochs=step // len(state.order))
-    tracker = start_tracking(config.tracking, run_dir, plain_config(config))
-    try:
-        yield Recorder(run_dir, journal, tracker, config.trainer.keep_checkpoints)
-    except BaseException:
-        tracker.finish(exit_code=1)
-        raise
-    tracker.finish(exit_code=0)
+    with log_to_file(run_dir), closing(Journal(run_dir)) as journal:
+        if step:
+            logger.info("continuing after step %d of %d", step, state.last_step)
+        journal.cut_back(step, finished_epochs=step // len(state.order))
+        tracker = start_tracking(config.tracking, run_dir, plain_config(config))
+        try:
+            yield Recorder(run_dir, journal, tracker, config.trainer.keep_checkpoints)
+        except BaseException:
+            tracker.finish(exit_code=1)
+            raise
+        tracker.finish(exit_code=0)
 
 
 def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Evaluation:
     """Look at the test set, this once, with the best checkpoint."""
     best = run_dir / "checkpoints" / "best.pt"
-    weights = checkpoint.load(best)["model"] if recorder else None
+    weights = checkpoint.load(best)["model"] if recorder else {}
     state.model.load_state_dict(broadcast_object(state.world, weights))
     test = score(state, state.splits.test)
     assert test is not None

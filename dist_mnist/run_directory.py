@@ -3,9 +3,10 @@
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from dist_mnist.config import Config, Resume, plain_config
 from dist_mnist.distributed import World, broadcast_object, launch_id
@@ -30,7 +31,7 @@ def _own_directory(parent: Path) -> Path:
     return earlier[-1] if earlier else parent / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
 
 
-def lock_run_directory(directory: Path, resume: Resume) -> AcquireReturnProxy:
+def lock_run_directory(directory: Path, resume: Resume) -> AbstractContextManager[object]:
     """Make the directory if need be and keep every other launch out of it.
 
     Only rank 0 may call this.
@@ -46,9 +47,10 @@ def lock_run_directory(directory: Path, resume: Resume) -> AcquireReturnProxy:
         InputError: Another launch is using the directory, or it cannot be written, or it does or
             does not hold a run against what `resume` says.
     """
+    _check_resume(directory, resume)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / ".lock").acquire(blocking=False)
+        return FileLock(directory / ".lock").acquire(blocking=False)
     except Timeout:
         raise InputError(
             f"run_dir={directory} is in use by another launch: wait for it, or choose another."
@@ -57,8 +59,6 @@ def lock_run_directory(directory: Path, resume: Resume) -> AcquireReturnProxy:
         raise InputError(
             f"run_dir={directory} cannot be written ({error.strerror}): choose another."
         ) from error
-    _check_resume(directory, resume)
-    return lock
 
 
 def write_config(directory: Path, config: Config, overrides: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ def cosine(step: int, total_steps: int, steps_per_epoch: int, warmup_fraction: f
 
     Source: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, without its restarts.
     """
+    _check_fraction(warmup_fraction)
     warmup_steps = warmup_fraction * total_steps
     if step < warmup_steps:
         return min(1.0, (step + 1) / warmup_steps)
@@ -43,11 +44,17 @@ def one_cycle(
     Source: Smith and Topin 2018, https://arxiv.org/abs/1708.07120, in the two-phase form of
     `torch.optim.lr_scheduler.OneCycleLR`, whose learning rates these are.
     """
+    _check_fraction(warmup_fraction)
     start = 1 / initial_division
     peak = warmup_fraction * total_steps - 1
     if step < peak:
         return _between(start, 1.0, step / peak)
     return _between(1.0, start / final_division, (step - peak) / (total_steps - 1 - peak))
+
+
+def _check_fraction(warmup_fraction: float) -> None:
+    if not 0 <= warmup_fraction < 1:
+        raise ValueError(f"warmup_fraction={warmup_fraction} is not from 0 to below 1")
 
 
 def _between(start: float, end: float, progress: float) -> float:

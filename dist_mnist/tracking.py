@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Literal, Protocol
 
 from dist_mnist.config import TrackingConfig, TrackingMode
 from dist_mnist.errors import InputError, one_line
@@ -27,6 +27,10 @@ class Journal:
         """Add a line and hand it to the operating system."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
     def sync(self) -> None:
         """Put all lines on the disk, so that a checkpoint never knows more than the journal."""
@@ -76,6 +80,9 @@ class Tracker(Protocol):
     def keep(self, checkpoint: Path) -> None:
         """Upload a checkpoint, where there is a server."""
 
+    def how_to_look(self) -> str:
+        """Return where to see the run, as a line for a person."""
+
     def finish(self, exit_code: int) -> None:
         """End the run."""
 
@@ -95,6 +102,10 @@ class NoTracking:
     def keep(self, checkpoint: Path) -> None:
         """Do nothing."""
 
+    def how_to_look(self) -> str:
+        """Return an empty line."""
+        return ""
+
     def finish(self, exit_code: int) -> None:
         """Do nothing."""
 
@@ -102,9 +113,9 @@ class NoTracking:
 class WandbRun:
     """A wandb run, with our global step as the axis of every chart."""
 
-    def __init__(self, run: Any, online: bool) -> None:
+    def __init__(self, run: Any, folder: Path) -> None:
         self._run = run
-        self._online = online
+        self._folder = folder
         run.define_metric("*", step_metric="step")
 
     def log(self, line: Line) -> None:
@@ -129,13 +140,24 @@ class WandbRun:
         def cell(value: Any) -> Any:
             return wandb.Image(value.numpy()) if isinstance(value, torch.Tensor) else value
 
-        table = wandb.Table(columns=columns, data=[[cell(value) for value in row] for row in rows])
+        table = wandb.Table(
+            columns=[*columns], data=[[cell(value) for value in row] for row in rows]
+        )
         self._run.log({name: table, "step": step})
 
     def keep(self, checkpoint: Path) -> None:
         """Upload a checkpoint, where there is a server."""
-        if self._online:
+        if not self._run.offline:
             self._run.log_artifact(str(checkpoint), name=f"model-{self._run.id}", type="model")
+
+    def how_to_look(self) -> str:
+        """Return the run's page, or the commands that show and upload it where there is none."""
+        if not self._run.offline:
+            return f"wandb: {self._run.url}"
+        return (
+            f"wandb, offline: look with `wandb leet {self._folder}`, "
+            f"upload with `wandb sync {self._folder}/offline-run-*`"
+        )
 
     def finish(self, exit_code: int) -> None:
         """End the run."""
@@ -153,10 +175,6 @@ def start_tracking(config: TrackingConfig, run_dir: Path, run_config: dict[str, 
         return NoTracking()
     import wandb
 
-    if mode == "auto":
-        # Asks for nothing and contacts nobody: it looks whether this machine has a key.
-        has_key = wandb.login(prompt=False, verify=False)
-        mode = "online" if has_key else "offline"
     try:
         run = wandb.init(
             mode=mode,
@@ -175,15 +193,26 @@ def start_tracking(config: TrackingConfig, run_dir: Path, run_config: dict[str, 
             f"tracking={mode} cannot be used ({one_line(error)}): "
             f"log in with `wandb login`, or set tracking=offline."
         ) from error
-    return WandbRun(run, online=mode == "online")
+    return WandbRun(run, run_dir / "wandb")
 
 
-def _tracking_mode(mode: TrackingMode) -> str:
-    """Return the mode; wandb's own variable decides where the config leaves it open."""
-    from_environment = os.environ.get("WANDB_MODE", "")
-    if mode is TrackingMode.auto and from_environment:
-        return {"dryrun": "offline"}.get(from_environment, from_environment)
-    return mode.value
+def _tracking_mode(mode: TrackingMode) -> Literal["online", "offline", "disabled"]:
+    """Return where to write; what the config leaves open, WANDB_MODE or a wandb key decides."""
+    chosen = mode.value
+    if chosen == "auto":
+        chosen = os.environ.get("WANDB_MODE") or "auto"
+    if chosen == "auto":
+        import wandb
+
+        # Asks for nothing and contacts nobody: it looks whether this machine has a key.
+        chosen = "online" if wandb.login(prompt=False, verify=False) else "offline"
+    if chosen in ("online", "run"):
+        return "online"
+    if chosen in ("offline", "dryrun"):
+        return "offline"
+    if chosen == "disabled":
+        return "disabled"
+    raise InputError(f"WANDB_MODE={chosen} is none of online, offline and disabled.")
 
 
 def _run_id(run_dir: Path) -> str:

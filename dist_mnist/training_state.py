@@ -88,7 +88,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     trainer = config.trainer
     dtype = compute_dtype(trainer.precision, world.device)
     seed_device(world.device, keyed_seed(config.seed, "weights"))
-    model = build_model(config).to(world.device, memory_format=torch.channels_last)
+    model = build_model(config).to(world.device).to(memory_format=torch.channels_last)
     parallel_model = parallelize(
         model,
         world,

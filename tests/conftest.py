@@ -1,0 +1,34 @@
+"""Fixtures that several test files share."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import make_small_root
+
+os.environ["WANDB_MODE"] = "disabled"  # but where a test is about wandb
+os.environ.pop("WANDB_API_KEY", None)
+
+
+@pytest.fixture(scope="session")
+def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with small stand-ins for every data set but MNIST."""
+    return make_small_root(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder that the real MNIST is unpacked into."""
+    return tmp_path_factory.mktemp("mnist")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every look-up of a host fail at once, as it does on a cluster's nodes."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

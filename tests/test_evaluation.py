@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dist_mnist.data import ImageTensors, Normalization
+from dist_mnist.distributed import session
+from dist_mnist.evaluation import evaluate
+from dist_mnist.metrics import Evaluation
+from tests.helpers import SOLO, make_images, run_ranks
+
+LABELS = torch.arange(107) % 10
+DATASET = ImageTensors(make_images(LABELS, 10).unsqueeze(1), LABELS)
+LOSS = nn.CrossEntropyLoss(reduction="none")
+
+
+def build() -> nn.Module:
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 5, stride=4),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(144, 10),
+    )
+    model(torch.randn(50, 1, 28, 28))  # statistics unlike the initial ones
+    return model
+
+
+def answers(batch_size: int = 16) -> Evaluation:
+    with session("cpu", timeout_seconds=60) as world:
+        model = build()
+        normalization = Normalization(0.1, 0.3)
+        dtype = torch.float32
+        return evaluate(model, LOSS, DATASET, normalization, world, batch_size, dtype)
+
+
+def test_the_answers_are_those_of_a_plain_pass() -> None:
+    evaluation = answers()
+    model = build().eval()
+    with torch.no_grad():
+        logits = model(Normalization(0.1, 0.3)(DATASET.images))
+    assert torch.equal(evaluation.predictions, logits.argmax(1))
+    torch.testing.assert_close(evaluation.confidences, logits.softmax(1).max(1).values)
+    assert evaluation.loss == pytest.approx(float(LOSS(logits, LABELS).mean()), rel=1e-6)
+    assert evaluation.correct == int((logits.argmax(1) == LABELS).sum())
+    assert evaluation.accuracy == evaluation.correct / 107
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_world_size_gives_the_same_answers(size: int) -> None:
+    alone = answers()
+    for evaluation in run_ranks(size, answers):
+        assert evaluation.count == 107
+        assert torch.equal(evaluation.predictions, alone.predictions)
+        assert evaluation.loss == pytest.approx(alone.loss, rel=1e-6)
+        assert torch.equal(evaluation.confusion(10), alone.confusion(10))
+
+
+def test_the_model_is_left_in_the_mode_it_was_in() -> None:
+    model = build().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    evaluate(model, LOSS, DATASET, Normalization(0.1, 0.3), SOLO, 50, torch.float32)
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_the_confusion_matrix_counts_labels_by_row() -> None:
+    evaluation = Evaluation(
+        labels=torch.tensor([0, 0, 1, 2, 2]),
+        predictions=torch.tensor([0, 1, 1, 0, 2]),
+        confidences=torch.tensor([0.9, 0.6, 0.8, 0.7, 0.5]),
+        losses=torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
+    )
+    assert evaluation.confusion(3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert evaluation.loss == 3
+    assert [(m.index, m.label, m.prediction) for m in evaluation.worst_mistakes(9)] == [
+        (3, 2, 0),
+        (1, 0, 1),
+    ]
+    assert len(evaluation.worst_mistakes(1)) == 1
+
+
+def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]:
+    from dist_mnist.config import (
+        EvaluationConfig,
+        EvaluationDataConfig,
+        EvaluationTrainerConfig,
+    )
+    from dist_mnist.evaluate import evaluate_checkpoint
+
+    options = EvaluationConfig(
+        checkpoint=run_dir,
+        data=EvaluationDataConfig(root=root),
+        trainer=EvaluationTrainerConfig("cpu", None, 1000, 60),
+        trusted_modules=[],
+    )
+    with session("cpu", timeout_seconds=60) as world:
+        evaluation = evaluate_checkpoint(options, world)
+    return evaluation.accuracy, evaluation.correct, evaluation.count, evaluation.loss
+
+
+def test_a_checkpoint_scores_the_same_at_every_world_size(mnist_root: Path, tmp_path: Path) -> None:
+    from dist_mnist.run import run
+    from tests.helpers import make_config
+
+    config = make_config(f"data.root={mnist_root}", f"run_dir={tmp_path}", "trainer.max_steps=15")
+    trained = run(config, SOLO)
+    expected = (trained.accuracy, trained.correct, 10_000, pytest.approx(trained.loss, rel=1e-6))
+    for size in (1, 2, 3, 4):
+        for found in run_ranks(size, checkpoint_answers, str(tmp_path), str(mnist_root)):
+            assert found == expected

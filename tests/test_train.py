@@ -1,0 +1,235 @@
+"""The loop's arithmetic: the same at every world size, in every accumulation, in every mode."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dist_mnist.data import load_splits
+from dist_mnist.distributed import session
+from dist_mnist.train import fit, train_epoch
+from dist_mnist.training_state import TrainingState, build_training_state
+from tests.helpers import SOLO, make_config, run_ranks
+
+EXACT = (
+    "data=fashion_mnist",
+    "data.validation_size=0",
+    "model=mlp",
+    "optimizer=sgd",
+    "scheduler=constant",
+    "augmentation=none",
+    "trainer.device=cpu",
+)
+
+
+def trained(overrides: list[str]) -> dict[str, torch.Tensor]:
+    """Train one epoch and return the weights."""
+    config = make_config(*overrides)
+    with session(config.trainer.device, timeout_seconds=60) as world:
+        state = build_training_state(config, world, load_splits(config.data, config.seed))
+        fit(state, recorder=None)
+        return {key: value.clone() for key, value in state.model.state_dict().items()}
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max(float((a[key] - b[key]).abs().max()) for key in a)
+
+
+# 203 samples: three steps of 90, 90 and 23; and with 202 a last batch of 2, fewer than four ranks.
+@pytest.mark.parametrize("options", [["trainer.global_batch_size=90"]], ids=["90-90-23"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", "nll"])
+def test_three_steps_are_the_same_at_every_world_size(
+    small_root: Path, options: list[str], loss: str
+) -> None:
+    overrides = [
+        *EXACT,
+        *options,
+        f"loss={loss}",
+        f"data.root={small_root}",
+        "trainer.epochs=1",
+    ]
+    alone = trained(overrides)
+    for size in (2, 3, 4):
+        for weights in run_ranks(size, trained, overrides):
+            assert largest_difference(alone, weights) < 1e-6
+
+
+def test_a_rank_without_a_share_changes_nothing(small_root: Path) -> None:
+    overrides = [
+        *EXACT,
+        f"data.root={small_root}",
+        "trainer.global_batch_size=67",  # 203 = 3 * 67 + 2: two of four ranks have no share
+        "trainer.epochs=1",
+    ]
+    alone = trained(overrides)
+    for weights in run_ranks(4, trained, overrides):
+        assert largest_difference(alone, weights) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_accumulated_gradients_are_those_of_the_whole_batch(small_root: Path, size: int) -> None:
+    overrides = [
+        *EXACT,
+        f"data.root={small_root}",
+        "trainer.global_batch_size=90",
+        "trainer.gradient_clip_norm=0.5",
+        "trainer.epochs=1",
+    ]
+    whole = trained(overrides)
+    for weights in run_ranks(size, trained, [*overrides, "trainer.micro_batch_size=7"]):
+        assert largest_difference(whole, weights) < 1e-6
+
+
+def test_a_step_is_the_tutorials_step(small_root: Path) -> None:
+    """Zero the gradients, predict, NLL loss, backward, Adam: the tutorial's own five lines."""
+    config = make_config(
+        "experiment=tutorial",
+        "data=fashion_mnist",
+        f"data.root={small_root}",
+        "trainer.max_steps=5",
+        "trainer.device=cpu",
+    )
+    splits = load_splits(config.data, config.seed)
+    state = build_training_state(config, SOLO, splits)
+    network = build_training_state(config, SOLO, splits).model
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.001)
+    from dist_mnist.sampler import DistributedBatchSampler
+
+    for indices, _ in zip(
+        DistributedBatchSampler(state.order, SOLO, config.seed, epoch=0), range(5), strict=False
+    ):
+        images, labels = splits.train[indices]
+        network.zero_grad()
+        output = network(splits.normalization(images))
+        nn.functional.nll_loss(output, labels).backward()
+        optimizer.step()
+    fit(state, recorder=None)
+    assert state.config.trainer.global_batch_size == 10
+    assert largest_difference(state.model.state_dict(), network.state_dict()) < 1e-6
+
+
+def build_state(small_root: Path, *overrides: str) -> TrainingState:
+    config = make_config(
+        "data=fashion_mnist",
+        f"data.root={small_root}",
+        "data.validation_size=50",
+        "trainer.global_batch_size=50",
+        "trainer.epochs=3",
+        "trainer.device=cpu",
+        *overrides,
+    )
+    return build_training_state(config, SOLO, load_splits(config.data, config.seed))
+
+
+def test_modes_are_train_in_training_and_eval_in_validation(small_root: Path) -> None:
+    state = build_state(small_root, "model.dropout=0.5")
+    seen: list[tuple[bool, int]] = []
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        zeros = int((output == 0).sum()) - int((inputs[0] == 0).sum())
+        seen.append((module.training, zeros))
+
+    dropout = next(m for m in state.model.modules() if isinstance(m, nn.Dropout))
+    dropout.register_forward_hook(note)
+    statistics = next(m for m in state.model.modules() if isinstance(m, nn.BatchNorm2d))
+    fit(state, recorder=None)
+    assert [mode for mode, _ in seen] == ([True] * 4 + [False]) * 3
+    assert all(zeros > 0 for mode, zeros in seen if mode)
+    assert all(zeros == 0 for mode, zeros in seen if not mode)
+    assert statistics.num_batches_tracked is not None
+    assert int(statistics.num_batches_tracked) == 12  # the training steps and no other batch
+
+
+def test_in_sample_accuracy_counts_every_sample_once(small_root: Path) -> None:
+    state = build_state(small_root)
+    train_epoch(state, 0, recorder=None)
+    totals = state.progress.epoch_totals
+    assert totals.count == 153
+    assert 0 < totals.correct <= 153
+
+
+def test_the_learning_rate_follows_the_schedule(small_root: Path) -> None:
+    state = build_state(small_root, "scheduler=step_decay", "optimizer=sgd", "optimizer.lr=0.1")
+    rates = []
+    for epoch in range(3):
+        train_epoch(state, epoch, recorder=None)
+        rates.append(state.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1, 0.05, 0.025])
+
+
+def test_clipping_bounds_the_step(small_root: Path) -> None:
+    steps = []
+    for clip in ("0.01", "null"):
+        state = build_state(
+            small_root,
+            "optimizer=sgd",
+            "optimizer.lr=1",
+            "optimizer.momentum=0",
+            "optimizer.nesterov=false",
+            "optimizer.weight_decay=0",
+            "scheduler=constant",
+            "trainer.max_steps=1",
+            f"trainer.gradient_clip_norm={clip}",
+        )
+        before = torch.cat([p.detach().flatten().clone() for p in state.model.parameters()])
+        fit(state, recorder=None)
+        after = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+        steps.append(float((after - before).norm()))
+    assert steps[0] == pytest.approx(0.01, rel=1e-3)
+    assert steps[1] > 0.1
+
+
+def test_bf16_computes_in_bf16_and_learns(small_root: Path) -> None:
+    state = build_state(small_root, "trainer.precision=bf16", "trainer.epochs=15")
+    dtypes = set()
+    convolution = next(m for m in state.model.modules() if isinstance(m, nn.Conv2d))
+    convolution.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    fit(state, recorder=None)
+    assert dtypes == {torch.bfloat16}
+    assert {p.dtype for p in state.model.parameters()} == {torch.float32}
+    assert state.progress.best_accuracy is not None
+    assert state.progress.best_accuracy > 0.9
+
+
+def test_frozen_layers_stay_as_they_are(small_root: Path, monkeypatch: Any) -> None:
+    from dist_mnist import training_state
+
+    original = training_state.build_model
+
+    def frozen(config: Any) -> nn.Module:
+        model = original(config)
+        next(m for m in model.modules() if isinstance(m, nn.Conv2d)).requires_grad_(False)
+        return model
+
+    monkeypatch.setattr(training_state, "build_model", frozen)
+    state = build_state(small_root, "trainer.max_steps=3")
+    before = {key: value.clone() for key, value in state.model.named_parameters()}
+    fit(state, recorder=None)
+    changed = {k for k, v in state.model.named_parameters() if not torch.equal(before[k], v)}
+    assert changed == {k for k, p in state.model.named_parameters() if p.requires_grad}
+    assert len(changed) == len(before) - 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "auto"])
+def test_mixed_precision_learns_on_a_gpu(small_root: Path, precision: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    config = make_config(
+        "data=fashion_mnist",
+        f"data.root={small_root}",
+        "data.validation_size=50",
+        "trainer.global_batch_size=50",
+        "trainer.epochs=15",
+        "trainer.device=cuda",
+        f"trainer.precision={precision}",
+    )
+    with session("cuda", timeout_seconds=60) as world:
+        splits = load_splits(config.data, config.seed).to(world.device)
+        state = build_training_state(config, world, splits)
+        fit(state, recorder=None)
+    assert state.scaler.is_enabled() == (precision == "fp16")
+    assert state.progress.best_accuracy is not None
+    assert state.progress.best_accuracy > 0.9
