@@ -34,6 +34,7 @@ def log_to_file(run_dir: Path) -> Iterator[None]:
     handler = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("dist_mnist")
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield

@@ -1,0 +1,224 @@
+"""Whole runs: what they leave on disk, and that stopping and continuing leaves no trace."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dist_mnist import checkpoint
+from dist_mnist.distributed import session
+from dist_mnist.errors import InputError
+from dist_mnist.run import run
+from dist_mnist.tracking import read_journal
+from tests.helpers import SOLO, make_config, run_ranks
+
+SMALL = (
+    "data=fashion_mnist",
+    "data.validation_size=50",
+    "trainer.global_batch_size=20",  # 153 samples: 8 steps an epoch, the last one of 13
+    "trainer.epochs=3",
+    "trainer.log_every_steps=3",
+    "trainer.device=cpu",
+    "model.dropout=0.2",
+)
+
+
+def run_once(overrides: list[str]) -> float:
+    config = make_config(*overrides)
+    with session(config.trainer.device, timeout_seconds=60) as world:
+        return run(config, world).accuracy
+
+
+def result(run_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the last checkpoint and the journal without its clock."""
+    clock = ("seconds", "images_per_second")
+    lines = [
+        {key: value for key, value in line.items() if key not in clock}
+        for line in read_journal(run_dir / "metrics.jsonl")
+    ]
+    return checkpoint.load(run_dir / "checkpoints" / "last.pt"), lines
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Compare nested containers, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            assert_equal(left, right)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("stops", [[11], [3, 16]], ids=["mid-epoch", "twice"])
+def test_a_run_that_stopped_continues_as_if_it_had_not(
+    small_root: Path, tmp_path: Path, size: int, stops: list[int]
+) -> None:
+    overrides = [*SMALL, f"data.root={small_root}"]
+    run_ranks(size, run_once, [*overrides, f"run_dir={tmp_path / 'whole'}"])
+    for stop in [*stops, "null"]:
+        parts = [*overrides, f"run_dir={tmp_path / 'parts'}", f"trainer.max_steps={stop}"]
+        run_ranks(size, run_once, parts)
+    whole, journal = result(tmp_path / "whole")
+    parts_checkpoint, parts_journal = result(tmp_path / "parts")
+    for key in ("model", "optimizer"):
+        assert_equal(whole[key], parts_checkpoint[key])
+    assert whole["progress"]["best_accuracy"] == parts_checkpoint["progress"]["best_accuracy"]
+    assert journal == parts_journal
+    best = [
+        checkpoint.load(tmp_path / name / "checkpoints" / "best.pt") for name in ("whole", "parts")
+    ]
+    assert_equal(best[0]["model"], best[1]["model"])
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_is_enough(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
+    run_once([*overrides, "trainer.checkpoint_every_steps=5"])
+    whole, journal = result(tmp_path)
+    folder = tmp_path / "checkpoints"
+    assert {path.name for path in folder.glob("step-*")} == {
+        "step-16.pt",
+        "step-20.pt",
+        "step-24.pt",
+    }
+    for name in ("last.pt", "step-24.pt"):  # as if it had been killed after step 20
+        (folder / name).unlink()
+    run_once([*overrides, "trainer.checkpoint_every_steps=5"])
+    again, journal_again = result(tmp_path)
+    assert_equal(whole["model"], again["model"])
+    assert_equal(whole["optimizer"], again["optimizer"])
+    assert journal == journal_again
+
+
+def test_a_finished_run_goes_on_with_more_epochs(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
+    run_once(overrides)
+    run_once([*overrides, "trainer.epochs=5"])
+    _, lines = result(tmp_path)
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines if line["kind"] == "test"] == [40]
+
+
+def test_a_finished_run_is_only_tested_again(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
+    accuracy = run_once(overrides)
+    before = result(tmp_path)
+    assert run_once(overrides) == accuracy
+    assert_equal(before, result(tmp_path))
+
+
+def test_the_journal_has_its_lines_and_the_directory_its_files(
+    small_root: Path, tmp_path: Path
+) -> None:
+    run_once([*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"])
+    lines = read_journal(tmp_path / "metrics.jsonl")
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(3, 25, 3))
+    assert len(epochs) == 3
+    for line in epochs:
+        assert line.keys() >= {
+            *("epoch", "step", "train/loss", "train/accuracy", "validation/loss"),
+            *("validation/accuracy", "validation/correct", "validation/count"),
+            *("learning_rate", "seconds", "images_per_second"),
+        }
+        assert line["validation/count"] == 50
+        assert line["validation/accuracy"] == line["validation/correct"] / 50
+    test = lines[-1]
+    assert test["kind"] == "test"
+    assert test["test/count"] == 101
+    assert sum(sum(row) for row in test["test/confusion"]) == 101
+    for name in (
+        *("config.yaml", "overrides.yaml", "train.log", "checkpoints/best.pt"),
+        *("plots/curves.png", "plots/confusion_matrix.png", "plots/mistakes.png"),
+    ):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_without_a_validation_part_the_last_state_is_the_result(
+    small_root: Path, tmp_path: Path
+) -> None:
+    run_once([*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "data.validation_size=0"])
+    last, lines = result(tmp_path)
+    best = checkpoint.load(tmp_path / "checkpoints" / "best.pt")
+    assert_equal(last["model"], best["model"])
+    epoch = next(line for line in lines if line["kind"] == "epoch")
+    assert epoch["validation/accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "trainer.global_batch_size=10",
+        "model.channels=[8,8,8]",
+        "data.validation_size=30",
+        "optimizer=sgd",
+    ],
+)
+def test_what_cannot_continue_a_run_is_refused_and_touches_nothing(
+    small_root: Path, tmp_path: Path, override: str
+) -> None:
+    overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=2"]
+    run_once(overrides)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="cannot continue a run that was begun with"):
+        run_once([*overrides, override])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_resume_says_whether_a_run_may_be_there(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*SMALL, f"data.root={small_root}", "trainer.max_steps=2", f"run_dir={tmp_path}"]
+    with pytest.raises(InputError, match="holds no checkpoint and resume=must"):
+        run_once([*overrides, "resume=must"])
+    run_once(overrides)
+    with pytest.raises(InputError, match="already holds a run and resume=never"):
+        run_once([*overrides, "resume=never"])
+    run_once([*overrides, "resume=must"])
+
+
+def test_two_launches_cannot_share_a_run_directory(small_root: Path, tmp_path: Path) -> None:
+    from dist_mnist.config import Resume
+    from dist_mnist.run_directory import lock_run_directory
+
+    overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
+    with (
+        lock_run_directory(tmp_path, Resume.auto),
+        pytest.raises(InputError, match="is in use by another launch"),
+    ):
+        run_once(overrides)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+    run_once(overrides)
+
+
+def test_a_run_directory_that_cannot_be_written_is_named(small_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"run_dir=.*file/run cannot be written"):
+        run_once([*SMALL, f"data.root={small_root}", f"run_dir={tmp_path / 'file' / 'run'}"])
+
+
+def test_a_launch_that_is_restarted_finds_its_directory_again(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = [*SMALL, f"data.root={small_root}", "trainer.max_steps=2"]
+    for launch in ("first", "first", "second", None, None):
+        if launch:
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
+        else:
+            monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        run(make_config(*overrides), SOLO)
+    assert len(list((tmp_path / "outputs").iterdir())) == 4
+
+
+def test_a_torn_last_line_of_the_journal_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"kind": "step", "step": 1}) + '\n{"kind": "st')
+    assert read_journal(path) == [{"kind": "step", "step": 1}]
