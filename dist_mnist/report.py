@@ -48,7 +48,7 @@ def draw_curves(run_dir: Path) -> Path:
     # The first steps score next to nothing: show what lies near the validation scores.
     scores = [line.get("validation/accuracy") for line in lines if line["kind"] == "epoch"]
     worst = min((score for score in scores if score is not None), default=0.0)
-    accuracy_axes.set_ylim(bottom=max(0.0, 1 - 4 * (1 - worst)), top=1.0)
+    accuracy_axes.set_ylim(bottom=1 - min(1.0, max(0.01, 4 * (1 - worst))), top=1.0)
     accuracy_axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     return _save(figure, run_dir, "curves")
 

@@ -49,7 +49,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
             fit(state, recorder)
             test = _test(state, run_dir, recorder)
             if recorder:
-                logger.info("\n%s", recorder.tracker.how_to_look())
+                logger.info("%s", recorder.tracker.how_to_look())
             logger.info(result_line(test, perf_counter() - started, run_dir))
     return test
 

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Train on this machine: as many processes as it has GPUs, or as many as NPROC_PER_NODE says.
+#
+#     launch/local.sh model=resnet trainer.epochs=10
+#     NPROC_PER_NODE=4 launch/local.sh
+set -euo pipefail
+
+PYTHON=${PYTHON:-python}
+GPUS=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
+
+# dist_mnist shares the cores out by itself; without a value torchrun sets 1 and warns of it.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# Without it a restart by torchrun (--max-restarts) reads the addresses of dead processes.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+exec "$PYTHON" -m torch.distributed.run \
+    --standalone \
+    --nproc_per_node="$NPROC_PER_NODE" \
+    -m dist_mnist "$@"

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Train on several machines: run this on each of them, with the same HEAD and the same arguments.
+#
+#     NNODES=2 HEAD=10.0.0.1:29500 launch/multi_node.sh run_dir=/shared/my_run
+#
+# NNODES          how many machines
+# HEAD            address:port of the machine where they meet
+# NPROC_PER_NODE  processes on each machine       (its GPUs, or 1)
+# LAUNCH_ID       the same word on every machine  (dist_mnist)
+# NODE_ADDRESS    this machine's own address      (where its own name does not lead to it:)
+# IS_HEAD         1 on the head, 0 elsewhere      (Debian's /etc/hosts says 127.0.1.1, say)
+#
+# run_dir must be on storage that the machine of rank 0 keeps; the others need not see it.
+set -euo pipefail
+
+: "${NNODES:?says how many machines take part}"
+: "${HEAD:?says where they meet, as address:port}"
+PYTHON=${PYTHON:-python}
+GPUS=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+exec "$PYTHON" -m torch.distributed.run \
+    --nnodes="$NNODES" \
+    --nproc_per_node="$NPROC_PER_NODE" \
+    --rdzv-backend=c10d \
+    --rdzv-id="${LAUNCH_ID:-dist_mnist}" \
+    --rdzv-endpoint="$HEAD" \
+    ${IS_HEAD:+--rdzv-conf="is_host=$IS_HEAD"} \
+    ${NODE_ADDRESS:+--local-addr="$NODE_ADDRESS"} \
+    -m dist_mnist "$@"

@@ -1,0 +1,130 @@
+"""The command line as a user meets it, in one process."""
+
+from pathlib import Path
+
+import pytest
+
+from dist_mnist.cli import main
+from tests.helpers import python
+
+
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str, str]:
+    """Run the command line in this process; return its status and what it printed."""
+    monkeypatch.setattr("sys.argv", ["dist-mnist", *arguments])
+    status = 0
+    try:
+        main()
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr"),
+        ("trainer.epochs=many", "trainer.epochs=many"),
+        ("model=unet", "cnn linear mlp resnet"),
+        ("trainer.global_batch_size=0", "trainer.global_batch_size=0"),
+        ("trainer.device=tpu", "trainer.device=tpu"),
+        ("trainer.precision=fp16", "trainer.precision=fp16 needs a GPU"),
+        ("trainer.sync_batch_norm=true", "trainer.sync_batch_norm=true needs GPUs"),
+        ("optimizer.lr=fast", "optimizer.lr=fast"),
+        ("model.channels=[1,2]", "model.channels=[1, 2]"),
+        ("loss.reduction=mean", "loss.reduction=none"),
+        ("scheduler.warmup_fraction=2", "warmup_fraction=2"),
+        ("model.num_classes=3", "data.num_classes=10"),
+        ("model._target_=os.system", "model._target_=os.system is not allowed"),
+        ("trainer.epochs", "trainer.epochs"),
+    ],
+)
+def test_a_mistake_ends_at_once_with_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_root: Path,
+    tmp_path: Path,
+    override: str,
+    message: str,
+) -> None:
+    status, out, err = call(
+        monkeypatch,
+        capsys,
+        "data=fashion_mnist",
+        f"data.root={small_root}",
+        "data.validation_size=50",
+        "trainer.device=cpu" if "device" not in override else "trainer.epochs=1",
+        f"run_dir={tmp_path / 'run'}",
+        override,
+    )
+    assert status == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_and_the_composed_config_are_readable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = call(monkeypatch, capsys, "--help")
+    assert status == 0
+    for word in ("torchrun", "model: cnn, linear, mlp, resnet", "experiment:", "--cfg job"):
+        assert word in out
+    status, out, _ = call(monkeypatch, capsys, "--cfg", "job", "experiment=tutorial")
+    assert status == 0
+    assert "hidden_sizes:" in out
+    assert "global_batch_size: 10" in out
+
+
+def test_a_sweep_gives_every_job_a_directory_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_root: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "--multirun",
+        "data=fashion_mnist",
+        f"data.root={small_root}",
+        "data.validation_size=50",
+        "model=linear",
+        "trainer.max_steps=1",
+        "seed=1,2",
+    ]
+    assert call(monkeypatch, capsys, *arguments)[0] == 0
+    assert len(list(tmp_path.glob("multirun/*/*/[01]/checkpoints/last.pt"))) == 2
+    assert call(monkeypatch, capsys, *arguments, "run_dir=sweep")[0] == 0
+    assert len(list(tmp_path.glob("sweep/[01]/checkpoints/last.pt"))) == 2
+
+
+def test_the_last_line_is_the_result_and_evaluate_repeats_it(
+    small_root: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    trained = python(
+        *("-m", "dist_mnist", "data=fashion_mnist", f"data.root={small_root}"),
+        *("data.validation_size=50", "trainer.epochs=1", f"run_dir={run_dir}"),
+        cwd=tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+    last = trained.stdout.splitlines()[-1]
+    assert last.startswith("test accuracy 0.")
+    assert last.endswith(f" s -> {run_dir}")
+    evaluated = python("-m", "dist_mnist.evaluate", f"checkpoint={run_dir}", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert evaluated.stdout.splitlines()[-1].split(" in ")[0] == last.split(" in ")[0]
+
+
+@pytest.mark.parametrize("checkpoint", ["nowhere", "file.pt"])
+def test_evaluate_names_a_checkpoint_that_cannot_be_used(tmp_path: Path, checkpoint: str) -> None:
+    (tmp_path / "file.pt").write_bytes(b"nothing of ours")
+    found = python("-m", "dist_mnist.evaluate", f"checkpoint={checkpoint}", cwd=tmp_path)
+    assert found.returncode == 1
+    assert found.stderr.startswith("error: ")
+    assert checkpoint in found.stderr
+    assert found.stderr.count("\n") == 1

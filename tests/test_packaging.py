@@ -1,0 +1,84 @@
+"""What is installed is complete: from a wheel, from an editable install, from a bare checkout."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import python
+
+CHECKOUT = Path(__file__).parent.parent
+SMALL = ("experiment=smoke", "trainer.max_steps=2", "trainer.device=cpu")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
+    built = python("-m", "pip", "wheel", *options, "--wheel-dir", str(folder), str(CHECKOUT))
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_conf_and_mnist_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    inside = {name.removeprefix("dist_mnist/") for name in names if name.startswith("dist_mnist/")}
+    conf = {
+        f"conf/{path.relative_to(CHECKOUT / 'conf')}" for path in CHECKOUT.glob("conf/**/*.yaml")
+    }
+    assert conf <= inside
+    assert len([name for name in inside if name.endswith("-ubyte.gz")]) == 4
+    assert {name.split("/")[0] for name in names} == {"dist_mnist", "dist_mnist-0.1.0.dist-info"}
+
+
+def test_the_wheel_trains_from_another_directory(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    options = ("--no-deps", "--no-index", "--quiet", "--target", str(site))
+    installed = python("-m", "pip", "install", *options, str(wheel))
+    assert installed.returncode == 0, installed.stderr
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    show = ("-c", "import dist_mnist; print(dist_mnist.__file__)")
+    where = python(*show, cwd=elsewhere, PYTHONPATH=str(site))
+    assert where.stdout.startswith(str(site))
+    trained = python("-m", "dist_mnist", *SMALL, cwd=elsewhere, PYTHONPATH=str(site))
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.splitlines()[-1].startswith("test accuracy ")
+    assert (elsewhere / "data" / "MNIST" / "raw").is_dir()
+    assert len(list((elsewhere / "outputs").iterdir())) == 1
+
+
+def test_a_bare_checkout_trains(mnist_root: Path, tmp_path: Path) -> None:
+    """With the package of the checkout and no other: -P and -S keep the installed one away."""
+    site_packages = [path for path in sys.path if path.endswith("site-packages")]
+    code = (
+        f"import sys; sys.path[:0] = [{str(CHECKOUT)!r}]; sys.path += {site_packages!r};"
+        "from dist_mnist import cli; assert cli.__file__.startswith(sys.path[0]); cli.main()"
+    )
+    trained = python(
+        *("-S", "-c", code, *SMALL, f"data.root={mnist_root}", f"run_dir={tmp_path / 'run'}"),
+        cwd=tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+
+
+def test_the_console_script_is_there() -> None:
+    script = Path(sys.executable).with_name("dist-mnist")
+    shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+    assert "torchrun" in shown.stdout
+
+
+def test_the_top_level_is_what_the_user_asked_for() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    top = {name.split("/")[0] for name in listed.stdout.split()}
+    visible = {name for name in top if not name.startswith(".")}
+    expected = {"conf", "dist_mnist", "launch", "tests", "pyproject.toml", "README.md"}
+    assert visible - {"LICENSE"} == expected

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from dist_mnist.metrics import Evaluation
+from dist_mnist.report import draw_all, draw_confusion
+from dist_mnist.tracking import Journal
+
+
+def evaluation(wrong: int) -> Evaluation:
+    labels = torch.arange(100) % 10
+    predictions = labels.clone()
+    predictions[:wrong] = (labels[:wrong] + 1) % 10
+    return Evaluation(labels, predictions, torch.rand(100), torch.rand(100))
+
+
+def draw(folder: Path, wrong: int, accuracy: float = 0.9) -> list[Path]:
+    journal = Journal(folder)
+    for step in (10, 20):
+        journal.write({"kind": "step", "step": step, "train/loss": 0.5, "train/accuracy": 0.8})
+    line = {"kind": "epoch", "epoch": 1, "step": 20}
+    journal.write({**line, "validation/loss": 0.4, "validation/accuracy": accuracy})
+    journal.close()
+    images = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8)
+    return draw_all(folder, evaluation(wrong), images, [str(digit) for digit in range(10)])
+
+
+def test_every_picture_is_a_small_png(tmp_path: Path) -> None:
+    for path in draw(tmp_path, wrong=30):
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert picture.width >= 400
+            assert len(set(picture.convert("L").tobytes())) > 10  # something is drawn on it
+        assert path.stat().st_size < 200_000
+
+
+def test_a_network_without_mistakes_can_be_drawn(tmp_path: Path) -> None:
+    assert all(path.stat().st_size > 0 for path in draw(tmp_path, wrong=0, accuracy=1.0))
+
+
+def test_many_classes_can_be_drawn(tmp_path: Path) -> None:
+    confusion = torch.eye(62, dtype=torch.int64)
+    path = draw_confusion(tmp_path, confusion, [chr(65 + index) for index in range(62)])
+    with Image.open(path) as picture:
+        assert picture.width > 1000
