@@ -63,6 +63,7 @@ class DataConfig:
     dataset: dict[str, Any]  # _target_(root, train, download)
     root: str  # the folder of the files, in torchvision's layout
     validation_size: int  # training samples held out, stratified by class
+    normalize: bool  # pixels to mean 0 and deviation 1, or else only to the range from 0 to 1
 
     def __post_init__(self) -> None:
         _require(self.num_classes >= 2, "data.num_classes", self.num_classes, "it is at least 2")

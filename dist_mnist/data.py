@@ -19,18 +19,18 @@ from dist_mnist.seeding import keyed_seed
 
 @dataclass(frozen=True)
 class Normalization:
-    """The constants that give a data set's pixels mean 0 and deviation 1.
+    """Turns uint8 images into float32 ones: (pixel / 255 - mean) / std, on their own device.
 
     Attributes:
-        mean: Of all training pixels, on a scale from 0 to 1.
-        std: Their standard deviation on the same scale.
+        mean: Of all training pixels, on a scale from 0 to 1; 0 to leave them in that range.
+        std: Their standard deviation on the same scale; 1 to leave them in that range.
     """
 
     mean: float
     std: float
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 images of any shape into float32 ones on the same device."""
+        """Map uint8 images of any shape to float32 of the same shape."""
         scale = 1 / (255 * self.std)
         return images.to(torch.float32).mul_(scale).sub_(self.mean / self.std)
 
@@ -109,7 +109,9 @@ def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = 
         train=ImageTensors(*training[kept]),
         validation=ImageTensors(*training[held_out]),
         test=test,
-        normalization=measure_normalization(training.images),
+        normalization=(
+            measure_normalization(training.images) if config.normalize else Normalization(0.0, 1.0)
+        ),
         classes=classes,
     )
 

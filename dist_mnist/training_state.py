@@ -20,7 +20,13 @@ from dist_mnist.sampler import EpochOrder
 from dist_mnist.seeding import keyed_seed, seed_device
 
 # A run that continues must see the samples that were still due, with the network it began with.
-FIXED_FOR_A_RUN = ("seed", "data.name", "data.validation_size", "trainer.global_batch_size")
+FIXED_FOR_A_RUN = (
+    "seed",
+    "data.name",
+    "data.normalize",
+    "data.validation_size",
+    "trainer.global_batch_size",
+)
 
 
 @dataclass

@@ -61,7 +61,7 @@ def test_the_tutorial_is_as_it_was() -> None:
     assert config.loss["_target_"].endswith("NegativeLogLikelihood")
     assert (config.optimizer["_target_"], config.optimizer["lr"]) == ("torch.optim.Adam", 0.001)
     assert (config.trainer.global_batch_size, config.trainer.epochs) == (10, 3)
-    assert config.data.validation_size == 0
+    assert (config.data.validation_size, config.data.normalize) == (0, False)
 
 
 def test_an_experiment_beats_the_defaults_and_the_command_line_beats_both() -> None:

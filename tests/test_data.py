@@ -104,6 +104,13 @@ def test_normalization_gives_mean_0_and_deviation_1() -> None:
     assert float(normalized.double().std(correction=0)) == pytest.approx(1, abs=1e-6)
 
 
+def test_without_normalization_pixels_go_from_0_to_1(small_root: Path) -> None:
+    overrides = ("data=fashion_mnist", f"data.root={small_root}", "data.validation_size=0")
+    splits = load_splits(make_config(*overrides, "data.normalize=false").data, seed=0)
+    pixels = splits.normalization(splits.train.images)
+    torch.testing.assert_close(pixels, splits.train.images / 255)
+
+
 @pytest.mark.parametrize(
     ("name", "classes"),
     [

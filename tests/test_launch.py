@@ -67,8 +67,11 @@ def test_an_error_on_one_rank_ends_all_ranks(small_root: Path, tmp_path: Path) -
         "        return super().forward(images)\n"
     )
     failed = torchrun(
-        *(2, *small(small_root, tmp_path / "run"), "model=mlp"),
-        *("model._target_=broken_network.Broken", "trusted_modules=[broken_network]"),
+        2,
+        *small(small_root, tmp_path / "run"),
+        "model=mlp",
+        "model._target_=broken_network.Broken",
+        "trusted_modules=[broken_network]",
         PYTHONPATH=str(tmp_path),
         timeout=60,
     )

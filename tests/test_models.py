@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dist_mnist.models import MLP, ConvNet, ResNet
+from dist_mnist.models import MLP, ConvNet, ResidualBlock, ResNet
 from dist_mnist.training_state import build_model
 from tests.helpers import make_config
 
@@ -32,6 +32,7 @@ def test_the_linear_model_is_one_layer() -> None:
 def test_a_residual_block_of_zeros_passes_its_input_on() -> None:
     model = ResNet((1, 28, 28), 10, channels=(8,), blocks_per_stage=1)
     block = model.features[-1]
+    assert isinstance(block, ResidualBlock)
     for parameter in block.residual.parameters():
         torch.nn.init.zeros_(parameter)
     features = torch.rand(2, 8, 5, 5)
