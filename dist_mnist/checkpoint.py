@@ -37,10 +37,13 @@ def save(run_dir: Path, content: dict[str, Any], step: int, is_best: bool, keep:
     torch.save(content, buffer)
     try:
         folder.mkdir(exist_ok=True)
-        for name in (f"step-{step}.pt", "last.pt", *(["best.pt"] if is_best else [])):
+        # The best one first: the others tell the score that it must live up to.
+        for name in (*(["best.pt"] if is_best else []), f"step-{step}.pt", "last.pt"):
             _write_atomically(folder / name, buffer.getbuffer())
-        for old in _numbered(folder)[keep:]:
-            old.unlink(missing_ok=True)
+        # Later steps than this one are left over from before the run was set back.
+        done = [path for path in _numbered(folder) if _step(path) <= step]
+        for path in set(_numbered(folder)) - set(done[:keep]):
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"the checkpoint of step {step} cannot be written: {error}.") from error
 
@@ -48,11 +51,14 @@ def save(run_dir: Path, content: dict[str, Any], step: int, is_best: bool, keep:
 def _write_atomically(path: Path, content: memoryview) -> None:
     """Replace a file so that a crash at any instant leaves the old content or the new."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     if hasattr(os, "O_DIRECTORY"):  # the new name itself must survive a power cut
         descriptor = os.open(path.parent, os.O_DIRECTORY)
         try:
@@ -64,7 +70,11 @@ def _write_atomically(path: Path, content: memoryview) -> None:
 def _numbered(folder: Path) -> list[Path]:
     """Return the `step-<n>.pt` files, the newest first."""
     found = [path for path in folder.glob("step-*.pt") if path.stem[5:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem[5:])
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -74,7 +84,7 @@ def load(path: Path) -> dict[str, Any]:
         InputError: The file is missing, damaged, or something else than a checkpoint of ours.
     """
     if not path.is_file():
-        raise InputError(f"checkpoint={path} does not exist: give a run directory or a .pt file.")
+        raise InputError(f"{path} is no checkpoint: there is no such file.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

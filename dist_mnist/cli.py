@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -67,9 +67,18 @@ def _telling_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args)
         except Exception as error:
             _tell(error)
-            sys.exit(1)
+            _end_with_failure()
 
     return wrapped
+
+
+def _end_with_failure() -> NoReturn:
+    if "RANK" in os.environ:
+        # torchrun must see it at once; a clean end could wait for ranks that are gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.exit(1)
 
 
 def _tell(error: Exception) -> None:
@@ -86,12 +95,13 @@ def _tell(error: Exception) -> None:
     if rank != 0 or lost_contact:
         time.sleep(PATIENCE_SECONDS)
     if isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
-        print(f"{speaker}error: {_sentence(error)}", file=sys.stderr, flush=True)
+        print(f"{speaker}error: {_sentence(error)}", file=sys.stderr)
     elif lost_contact:
-        print(f"{speaker}error: another process ended or hangs.", file=sys.stderr, flush=True)
+        reason = one_line(error)[:300]
+        print(f"{speaker}error: lost contact with another process ({reason}).", file=sys.stderr)
     else:
         stack = "".join(traceback.format_exception(error))
-        print(f"{speaker}{stack}", file=sys.stderr, flush=True)
+        print(f"{speaker}{stack}", file=sys.stderr)
 
 
 def _sentence(error: BaseException) -> str:

@@ -217,6 +217,9 @@ def config_from_plain(plain: dict[str, Any]) -> Config:
     Raises:
         InputError: It is no config of ours.
     """
+    # Interpolations were resolved before it was saved: one that is left is not from us.
+    if "${" in repr(plain):
+        raise InputError("the checkpoint's config cannot be used: it contains an interpolation.")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
         assert isinstance(merged, DictConfig)

@@ -125,12 +125,22 @@ def load_part(
         InputError: As `load_splits`.
     """
     source = open_dataset(config, train, trusted_modules)
+    if not (hasattr(source, "data") and hasattr(source, "targets")):
+        raise InputError(
+            f"data.dataset._target_={config.dataset['_target_']} has no `data` and `targets`, "
+            f"the images and labels as arrays: use a data set that has."
+        )
     images = torch.as_tensor(source.data)
     images = images.unsqueeze(1) if images.ndim == 3 else images.movedim(-1, 1)
     labels = torch.as_tensor(source.targets)
     labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST: further columns describe it
     _check_images_and_labels(config, images, labels)
     classes = tuple(str(name) for name in getattr(source, "classes", range(config.num_classes)))
+    if len(classes) != config.num_classes:
+        raise InputError(
+            f"data.num_classes={config.num_classes} is not that of {config.name}, "
+            f"which has {len(classes)}."
+        )
     return ImageTensors(images.contiguous(), labels.long()), classes
 
 

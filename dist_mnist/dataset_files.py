@@ -15,6 +15,7 @@ from dist_mnist.config import DataConfig
 from dist_mnist.errors import BuildError, InputError, one_line
 from dist_mnist.instantiate import instantiate
 
+ARCHIVES = (".gz", ".xz", ".zip")
 DOWNLOAD_TIMEOUT_SECONDS = 30  # without it, a network that swallows packets holds us for minutes
 
 
@@ -46,13 +47,15 @@ def open_dataset(config: DataConfig, train: bool, trusted_modules: Sequence[str]
     root = Path(config.root)
     try:
         return build(root, download=False)
-    except BuildError:
-        pass  # missing or damaged, or another process is about to finish fetching it
+    except BuildError as error:
+        if isinstance(error.__cause__, TypeError):
+            raise  # wrong arguments, and no matter of files
+        # Otherwise missing or damaged, or another process is about to finish fetching it.
     with _lock(root):
         try:
             return build(root, download=False)
         except BuildError as missing:
-            _fetch(build, root, config.name, missing)
+            _fetch(build, root, config, missing)
             return build(root, download=False)
 
 
@@ -67,37 +70,38 @@ def _lock(root: Path) -> AbstractContextManager[object]:
         ) from error
 
 
-def _fetch(build: Callable[..., Any], root: Path, name: str, missing: BuildError) -> None:
+def _fetch(build: Callable[..., Any], root: Path, config: DataConfig, missing: BuildError) -> None:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         with tempfile.TemporaryDirectory(prefix=".fetching-", dir=root) as folder:
             temporary = Path(folder)
-            _link_archives(root, temporary)
+            _copy_archives(root, temporary)
             build(temporary, download=True)
             _move_files(temporary, root)
     except (BuildError, OSError) as error:
         reasons = one_line(missing.__cause__), one_line(error.__cause__ or error)
         raise InputError(
-            f"{name} can neither be read from data.root={root} ({reasons[0]}) nor fetched "
-            f"({reasons[1]}): put its files, or the archives that they come in, into the folder "
-            f"there that torchvision looks in, such as {root}/FashionMNIST/raw."
+            f"{config.name} can neither be read from data.root={root} ({reasons[0]}) nor fetched "
+            f"({reasons[1]}): put its files, or the archives that they come in, into "
+            f"{root / config.dataset['_target_'].rpartition('.')[2] / 'raw'}."
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
 
 
-def _link_archives(source: Path, target: Path) -> None:
+def _copy_archives(source: Path, target: Path) -> None:
+    """Copy, not link: torchvision writes over an archive whose checksum is wrong."""
     for archive in source.glob("*/raw/*"):
-        if archive.suffix in (".gz", ".xz", ".zip"):
-            link = target / archive.relative_to(source)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(archive.resolve())
+        if archive.suffix in ARCHIVES:
+            copy = target / archive.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(archive, copy)
 
 
 def _move_files(source: Path, target: Path) -> None:
     for file in source.glob("*/raw/*"):
-        if file.is_file() and not file.is_symlink():
+        if file.is_file() and file.suffix not in ARCHIVES:
             place = target / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(file, place)

@@ -1,11 +1,12 @@
 """The processes of a run and what they say to each other.
 
 The only file that knows `torch.distributed` and the variables that torchrun sets. One process is
-a world of size 1: every function here then returns its input, so no caller has to ask.
+a world of size 1, in which every message is to oneself: no caller has to ask.
 """
 
 import hashlib
 import inspect
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_mnist.errors import InputError
+from dist_mnist.errors import InputError, one_line
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -74,14 +77,24 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
     if world.device.type != "cpu":
         torch.accelerator.set_device_index(world.device.index)
     if world.size > 1:
+        _join_group(world, timeout_seconds)
+    yield world
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def _join_group(world: World, timeout_seconds: int) -> None:
+    try:
         dist.init_process_group(
             BACKENDS[world.device.type],
             timeout=timedelta(seconds=timeout_seconds),
             device_id=None if world.device.type == "cpu" else world.device,
         )
-    yield world
-    if world.size > 1:
-        dist.destroy_process_group()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"rank {world.rank} cannot join the other processes of MASTER_ADDR="
+            f"{os.environ.get('MASTER_ADDR')}: {one_line(error)[:300]}."
+        ) from error
 
 
 def _world_from_environment(device: str) -> World:
@@ -102,6 +115,12 @@ def _pick_device(name: str, local_rank: int, local_size: int, distributed: bool)
     found = accelerator.type if accelerator else "cpu"
     count = torch.accelerator.device_count() if accelerator else 0
     fits = count >= local_size and (found in BACKENDS or not distributed)
+    if name == "auto" and accelerator and not fits and local_rank == 0:
+        logger.warning(
+            "training on the CPU: %d processes do not fit on %d %s device(s); --nproc_per_node=%d "
+            "would use what is there",
+            *(local_size, count, found, count),
+        )
     if name == "cpu" or (name == "auto" and not fits):
         return torch.device("cpu")
     if name not in ("auto", found):
@@ -111,8 +130,8 @@ def _pick_device(name: str, local_rank: int, local_size: int, distributed: bool)
         )
     if not fits:
         raise InputError(
-            f"trainer.device={name} cannot be used by {local_size} processes on a machine with "
-            f"{count} of them: set --nproc_per_node={count}, or trainer.device=cpu."
+            f"trainer.device={name} cannot be shared: this machine has {count} for {local_size} "
+            f"process(es); set --nproc_per_node={count}, or trainer.device=cpu."
         )
     return torch.device(found, local_rank)
 

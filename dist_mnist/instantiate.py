@@ -3,11 +3,15 @@
 A checkpoint brings its config along, so a target is data from elsewhere: it may name a network or
 a loss, never a function that does something else. What a target names is therefore held against
 the kind of thing that is wanted, and where it was defined against the packages that are trusted.
+
+Built here and not by `hydra.utils.instantiate`, which resolves interpolations once more and so
+builds targets that were hidden in them from any check before it.
 """
 
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dist_mnist.errors import BuildError, InputError, one_line
@@ -27,9 +31,11 @@ def instantiate(
 ) -> Any:
     """Build what `config["_target_"]` names, with the rest of the config as keyword arguments.
 
+    As with Hydra, `_args_` gives positional arguments, and targets nested in either are built too.
+
     Args:
         key: Where the config stands, for messages, such as "model".
-        config: The target and its arguments; targets nested in it are built too.
+        config: The target and its arguments, in plain dicts, lists and scalars.
         kind: What every target must be a subclass of, or the result of a function an instance of.
         *args: Arguments to put first.
         trusted_modules: Modules that may be named beside torch, torchvision and dist_mnist.
@@ -39,35 +45,54 @@ def instantiate(
         BuildError: The target refuses its arguments.
         InputError: The target is missing, unknown or not allowed.
     """
-    import hydra.utils
-
     if "_target_" not in config:
         raise InputError(f"{key} has no _target_: name the class or function that builds it.")
-    for target in _targets(config):
-        _check_target(key, target, kind, tuple(trusted_modules))
+    target = str(config["_target_"])
+    call = _find(key, target, kind, tuple(trusted_modules))
+    inner = partial(_build_nested, key, kind=kind, trusted_modules=trusted_modules)
+    given = {name: inner(value) for name, value in config.items() if name != "_target_"}
+    positional: Any = given.pop("_args_", [])
     try:
-        built = hydra.utils.instantiate(dict(config), *args, _convert_="all", **kwargs)
+        built = call(*args, *positional, **{**given, **kwargs})
+    except InputError:
+        raise
     except Exception as error:
-        cause = error.__cause__ or error
-        given = ", ".join(f"{key}.{k}={v}" for k, v in config.items() if k != "_target_")
-        raise BuildError(f"{key} cannot be built ({given}): {one_line(cause)}.") from cause
+        shown = ", ".join(f"{key}.{name}={value}" for name, value in given.items())
+        raise BuildError(f"{key} cannot be built ({shown}): {one_line(error)}.") from error
     if not isinstance(built, kind):
-        raise InputError(f"{key}._target_={config['_target_']} makes no {kind.__name__}.")
+        raise InputError(f"{key}._target_={target} makes no {kind.__name__}.")
     return built
 
 
-def _targets(node: object) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _targets(value)
+def find_function(
+    key: str, config: Mapping[str, Any], trusted_modules: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """Return the function that `config["_target_"]` names, with the rest of the config bound to it.
+
+    Raises:
+        InputError: The target is missing, unknown or not allowed.
+    """
+    if "_target_" not in config:
+        raise InputError(f"{key} has no _target_: name the function.")
+    function = _find(key, str(config["_target_"]), None, tuple(trusted_modules))
+    return partial(function, **{name: value for name, value in config.items() if name[0] != "_"})
 
 
-def _check_target(key: str, target: str, kind: type, trusted_modules: tuple[str, ...]) -> None:
+def _build_nested(key: str, value: object, kind: type, trusted_modules: Sequence[str]) -> object:
+    inner = partial(_build_nested, key, kind=kind, trusted_modules=trusted_modules)
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return instantiate(key, value, kind, trusted_modules=trusted_modules)
+        return {name: inner(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [inner(part) for part in value]
+    return value
+
+
+def _find(
+    key: str, target: str, kind: type | None, trusted_modules: tuple[str, ...]
+) -> Callable[..., Any]:
+    """Return the function that a target names, or its class if that is of the kind wanted."""
     refusal = f"{key}._target_={target} is not allowed"
     packages = TRUSTED_PACKAGES + trusted_modules
     if not _is_within(target, packages):
@@ -81,10 +106,12 @@ def _check_target(key: str, target: str, kind: type, trusted_modules: tuple[str,
         raise InputError(f"{key}._target_={target} cannot be found: {one_line(error)}.") from error
     home = getattr(found, "__module__", None) or ""
     if inspect.isclass(found):
-        if not (issubclass(found, kind) and _is_within(home, packages)):
-            raise InputError(f"{refusal}: it is no {kind.__name__}.")
-    elif not _is_within(home, TRUSTED_FUNCTIONS + trusted_modules):
+        if kind is None or not (issubclass(found, kind) and _is_within(home, packages)):
+            raise InputError(f"{refusal}: it is no {kind.__name__ if kind else 'function'}.")
+    # A plain function and not, say, a method that is bound to an object of a trusted module.
+    elif not (inspect.isfunction(found) and _is_within(home, TRUSTED_FUNCTIONS + trusted_modules)):
         raise InputError(f"{refusal}: it is neither a class nor a function of a trusted module.")
+    return found  # type: ignore[no-any-return]
 
 
 def _is_within(path: str, packages: Sequence[str]) -> bool:

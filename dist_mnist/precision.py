@@ -1,6 +1,6 @@
 """Automatic mixed precision: what the forward pass computes in, and gradients kept in range."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -33,7 +33,7 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Run what is inside in `dtype` where that is safe; float32 changes nothing."""
-    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
 
 
 def gradient_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:

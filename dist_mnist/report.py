@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MISTAKES_SHOWN = 24
+DPI = 100  # pixels an inch
 TRAIN_COLOUR, VALIDATION_COLOUR = "#3b6fb6", "#d1682b"
 
 
@@ -41,7 +42,9 @@ def draw_all(
 def draw_curves(run_dir: Path) -> Path:
     """Draw loss and accuracy over the steps, train against validation; return the PNG's path."""
     lines = read_journal(run_dir / "metrics.jsonl")
-    figure, (loss_axes, accuracy_axes) = _figure(1, 2, width=9.0, height=3.4)
+    figure = _figure(9.0, 3.4)
+    figure.set_layout_engine("constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
     _draw_metric(loss_axes, lines, "loss")
     loss_axes.set_yscale("log")
     _draw_metric(accuracy_axes, lines, "accuracy")
@@ -76,7 +79,9 @@ def draw_confusion(run_dir: Path, confusion: torch.Tensor, classes: Sequence[str
         classes: The names of the classes.
     """
     count = len(classes)
-    figure, (axes,) = _figure(1, 1, width=max(4.8, 0.28 * count), height=max(4.4, 0.26 * count))
+    figure = _figure(max(4.8, 0.28 * count), max(4.4, 0.26 * count))
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
     # The right answers would drown the rest: colour the mistakes, write all the numbers.
     mistakes = confusion.clone().fill_diagonal_(0)
     axes.imshow(mistakes.numpy(), cmap="Oranges")
@@ -102,27 +107,34 @@ def draw_mistakes(
         images: The set they are from, uint8 of shape (N, C, H, W).
         classes: The names of the classes.
     """
-    columns = 8
-    rows = max(1, -(-len(mistakes) // columns))
-    figure, cells = _figure(rows, columns, width=9.0, height=1.45 * rows + 0.4)
-    for axes in cells:
-        axes.axis("off")
-    for axes, mistake in zip(cells, mistakes, strict=False):
-        axes.imshow(images[mistake.index].movedim(0, -1).squeeze(-1).numpy(), cmap="gray")
+    height, width = images.shape[2:]
+    zoom = max(1, 96 // max(height, width))
+    cell_width, cell_height = zoom * width + 16, zoom * height + 40
+    columns, rows = 8, max(1, -(-len(mistakes) // 8))
+    figure = _figure(columns * cell_width / DPI, rows * cell_height / DPI)
+    for place, mistake in enumerate(mistakes):
+        left = place % columns * cell_width + 8
+        bottom = (rows - 1 - place // columns) * cell_height + 4
+        image = images[mistake.index].movedim(0, -1).squeeze(-1)
+        large = image.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
+        # Straight onto the canvas: two dozen axes would take longer than an epoch's validation.
+        figure.figimage(large.numpy(), left, bottom, cmap="gray", vmin=0, vmax=255)
         label, prediction = classes[mistake.label], classes[mistake.prediction]
-        axes.set_title(
-            f"{label}, not {prediction}\n{100 * mistake.confidence:.0f} % sure", fontsize=8
+        figure.text(
+            (left + zoom * width / 2) / (columns * cell_width),
+            (bottom + zoom * height + 4) / (rows * cell_height),
+            f"{label}, not {prediction}\n{100 * mistake.confidence:.0f} % sure",
+            ha="center",
+            fontsize=8,
         )
-    figure.suptitle("the worst mistakes on the test set", fontsize=10)
     return _save(figure, run_dir, "mistakes")
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple["Figure", list["Axes"]]:
-    """Return a figure and its axes, row by row, without pyplot, whose state is global."""
+def _figure(width: float, height: float) -> "Figure":
+    """Return a figure of so many inches, without pyplot, whose state is global."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+    return Figure(figsize=(width, height), dpi=DPI)
 
 
 def _save(figure: "Figure", run_dir: Path, name: str) -> Path:

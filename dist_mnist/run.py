@@ -7,11 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
+import torch
+
 from dist_mnist import checkpoint, report
 from dist_mnist.config import Config, plain_config
 from dist_mnist.console import describe, log_to_file, result_line
 from dist_mnist.data import load_splits
 from dist_mnist.distributed import World, broadcast_object
+from dist_mnist.errors import InputError
 from dist_mnist.metrics import Evaluation
 from dist_mnist.recorder import Recorder
 from dist_mnist.run_directory import choose_run_directory, lock_run_directory, write_config
@@ -75,7 +78,10 @@ def _recorder(
     with log_to_file(run_dir), closing(Journal(run_dir)) as journal:
         if step:
             logger.info("continuing after step %d of %d", step, state.last_step)
-        journal.cut_back(step, finished_epochs=step // len(state.order))
+        # An epoch that was cut short is trained to its end, unless there is nothing left to train.
+        is_over = step >= state.last_step
+        finished_epochs = (-(-step // len(state.order))) if is_over else step // len(state.order)
+        journal.cut_back(step, finished_epochs)
         tracker = start_tracking(config.tracking, run_dir, plain_config(config))
         try:
             yield Recorder(run_dir, journal, tracker, config.trainer.keep_checkpoints)
@@ -88,14 +94,25 @@ def _recorder(
 def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Evaluation:
     """Look at the test set, this once, with the best checkpoint."""
     best = run_dir / "checkpoints" / "best.pt"
-    weights = checkpoint.load(best)["model"] if recorder else {}
-    state.model.load_state_dict(broadcast_object(state.world, weights))
+    weights = _best_weights(best) if recorder else None
+    weights = broadcast_object(state.world, weights)
+    if weights is not None:
+        state.model.load_state_dict(weights)
     test = score(state, state.splits.test)
     assert test is not None
     if recorder:
         _report(state, test, recorder)
         recorder.tracker.keep(best)
     return test
+
+
+def _best_weights(path: Path) -> dict[str, torch.Tensor] | None:
+    try:
+        weights: dict[str, torch.Tensor] = checkpoint.load(path)["model"]
+    except InputError as error:
+        logger.warning("%s Testing the last state instead.", error)
+        return None
+    return weights
 
 
 def _report(state: TrainingState, test: Evaluation, recorder: Recorder) -> None:

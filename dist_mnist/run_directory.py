@@ -47,8 +47,8 @@ def lock_run_directory(directory: Path, resume: Resume) -> AbstractContextManage
         InputError: Another launch is using the directory, or it cannot be written, or it does or
             does not hold a run against what `resume` says.
     """
-    _check_resume(directory, resume)
     try:
+        _check_resume(directory, resume)
         directory.mkdir(parents=True, exist_ok=True)
         return FileLock(directory / ".lock").acquire(blocking=False)
     except Timeout:

@@ -4,6 +4,7 @@ The journal, `metrics.jsonl`, is the record; wandb and every picture can be made
 """
 
 import json
+import logging
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,11 @@ from typing import IO, Any, Literal, Protocol
 from dist_mnist.config import TrackingConfig, TrackingMode
 from dist_mnist.errors import InputError, one_line
 
+logger = logging.getLogger(__name__)
+
 Line = Mapping[str, Any]
+
+SERVER_TIMEOUT_SECONDS = 20.0  # the other ranks wait while wandb looks for its server
 
 
 class Journal:
@@ -51,7 +56,10 @@ class Journal:
             or (line["kind"] == "epoch" and line["epoch"] <= finished_epochs)
         ]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -173,14 +181,14 @@ def start_tracking(config: TrackingConfig, run_dir: Path, run_config: dict[str, 
     """Begin or continue this run directory's wandb run.
 
     Raises:
-        InputError: wandb was asked for its server and cannot have it.
+        InputError: wandb cannot start in the mode that was asked for.
     """
-    mode = _tracking_mode(config.mode)
+    mode = _requested_mode(config.mode)
     if mode == "disabled":
         return NoTracking()
     import wandb
 
-    try:
+    def start(mode: Literal["online", "offline"]) -> Tracker:
         run = wandb.init(
             mode=mode,
             project=config.project,
@@ -191,26 +199,40 @@ def start_tracking(config: TrackingConfig, run_dir: Path, run_config: dict[str, 
             id=_run_id(run_dir),
             resume="allow",
             config=run_config,
-            settings=wandb.Settings(console="off", silent=mode == "offline"),
+            settings=wandb.Settings(
+                console="off",
+                silent=mode == "offline",
+                init_timeout=SERVER_TIMEOUT_SECONDS,
+            ),
         )
-    except wandb.errors.Error as error:
+        return WandbRun(run, run_dir / "wandb")
+
+    failures = (wandb.errors.Error, ValueError)
+    if mode == "auto":
+        try:
+            # Asks for nothing and contacts nobody: it looks whether this machine has a key.
+            if wandb.login(prompt=False, verify=False):
+                return start("online")
+        except failures as error:
+            logger.warning("wandb is written offline: %s", one_line(error))
+        mode = "offline"
+    try:
+        return start(mode)
+    except failures as error:
         raise InputError(
-            f"tracking={mode} cannot be used ({one_line(error)}): "
-            f"log in with `wandb login`, or set tracking=offline."
+            f"wandb cannot start with tracking.mode={mode} project={config.project} "
+            f"entity={config.entity} name={config.name} tags={config.tags}: "
+            f"{one_line(error)[:300]}; `wandb login` gives a key, tracking=offline needs none."
         ) from error
-    return WandbRun(run, run_dir / "wandb")
 
 
-def _tracking_mode(mode: TrackingMode) -> Literal["online", "offline", "disabled"]:
-    """Return where to write; what the config leaves open, WANDB_MODE or a wandb key decides."""
+def _requested_mode(mode: TrackingMode) -> Literal["auto", "online", "offline", "disabled"]:
+    """Return the mode that the config asks for, or that WANDB_MODE does where it leaves it open."""
     chosen = mode.value
     if chosen == "auto":
         chosen = os.environ.get("WANDB_MODE") or "auto"
     if chosen == "auto":
-        import wandb
-
-        # Asks for nothing and contacts nobody: it looks whether this machine has a key.
-        chosen = "online" if wandb.login(prompt=False, verify=False) else "offline"
+        return "auto"
     if chosen in ("online", "run"):
         return "online"
     if chosen in ("offline", "dryrun"):

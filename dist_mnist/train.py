@@ -108,7 +108,7 @@ def train_step(
     # all samples divided by their number, however unevenly the ranks share them.
     weight = world.size / batch_size
     if len(labels) == 0:  # still needed in the all-reduce, with a gradient of nothing
-        images, labels = state.splits.train[:1]
+        images, labels = state.splits.train[:2]
         weight = 0.0
     micro_batch_size = config.trainer.micro_batch_size or len(labels)
     pieces = list(zip(images.split(micro_batch_size), labels.split(micro_batch_size), strict=True))
@@ -229,13 +229,14 @@ def _finish_epoch(
     """Save the state, and judge it: the best one is the finished epoch that validates best.
 
     An epoch that `max_steps` cut short is no rival for a finished one, or the result would depend
-    on where a run was interrupted; it only stands in while there is none.
+    on where a run was interrupted; it only stands in while there is none. Without a validation
+    part the last state is the best.
     """
     progress = state.progress
     is_finished = progress.step % len(state.order) == 0
     accuracy = validation.accuracy if validation else 0.0
     best = progress.best_accuracy
-    is_best = best is None or (is_finished and accuracy >= best)
+    is_best = validation is None or best is None or (is_finished and accuracy >= best)
     if is_finished:
         progress.epoch_totals = progress.logged_totals = Totals()
         progress.epoch_seconds = 0.0

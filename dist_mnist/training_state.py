@@ -13,7 +13,7 @@ from dist_mnist.config import Config, plain_config
 from dist_mnist.data import DataSplits
 from dist_mnist.distributed import World, parallelize
 from dist_mnist.errors import InputError, one_line
-from dist_mnist.instantiate import instantiate
+from dist_mnist.instantiate import find_function, instantiate
 from dist_mnist.metrics import Totals
 from dist_mnist.precision import compute_dtype, gradient_scaler
 from dist_mnist.sampler import EpochOrder
@@ -94,7 +94,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     trainer = config.trainer
     dtype = compute_dtype(trainer.precision, world.device)
     seed_device(world.device, keyed_seed(config.seed, "weights"))
-    model = build_model(config).to(world.device).to(memory_format=torch.channels_last)
+    model = build_model(config).to(world.device)
     parallel_model = parallelize(
         model,
         world,
@@ -109,6 +109,13 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         trusted_modules=config.trusted_modules,
     )
     order = EpochOrder(len(splits.train), trainer.global_batch_size)
+    smallest = order.batch_size(len(order) - 1)
+    if trainer.sync_batch_norm and smallest < world.size:
+        # A process without a share would add to the statistics what is not in the batch.
+        raise InputError(
+            f"trainer.global_batch_size={trainer.global_batch_size} leaves a last batch of "
+            f"{smallest} for {world.size} processes, which sync_batch_norm cannot have: change it."
+        )
     total_steps = trainer.epochs * len(order)
     return TrainingState(
         config=config,
@@ -129,7 +136,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
 
 
 def build_model(config: Config) -> nn.Module:
-    """Build the network, on the CPU.
+    """Build the network, on the CPU, in the memory format that convolutions are fastest in.
 
     Raises:
         InputError: It cannot be built, or does not map the images to the classes.
@@ -149,7 +156,7 @@ def build_model(config: Config) -> nn.Module:
         raise InputError(
             f"model gives outputs of shape {shape[1:]} for data.num_classes={data.num_classes}."
         )
-    return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def build_loss(config: Config) -> nn.Module:
@@ -170,13 +177,7 @@ def build_loss(config: Config) -> nn.Module:
 def _build_schedule(
     config: Config, total_steps: int, steps_per_epoch: int
 ) -> Callable[[int], float]:
-    function = instantiate(
-        "scheduler",
-        config.scheduler,
-        partial,
-        trusted_modules=config.trusted_modules,
-        _partial_=True,
-    )
+    function = find_function("scheduler", config.scheduler, config.trusted_modules)
     schedule = partial(function, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     try:
         for step in (0, total_steps - 1):
@@ -203,19 +204,33 @@ def checkpoint_content(state: TrainingState) -> dict[str, Any]:
 
 
 def restore(state: TrainingState, checkpoint: dict[str, Any]) -> None:
-    """Continue from a checkpoint, with the learning rates of the config.
+    """Continue from a checkpoint, with the optimizer's options as the config has them now.
 
     Raises:
         InputError: The checkpoint is of another network, or of data in another order.
     """
     _check_same_run(plain_config(state.config), checkpoint["config"])
-    state.model.load_state_dict(checkpoint["model"])
-    state.optimizer.load_state_dict(checkpoint["optimizer"])
-    state.scaler.load_state_dict(checkpoint["scaler"])
-    progress = dict(checkpoint["progress"])
-    for key in ("epoch_totals", "logged_totals"):
-        progress[key] = Totals(**progress[key])
-    state.progress = Progress(**progress)
+    options = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in state.optimizer.param_groups
+    ]
+    try:
+        state.model.load_state_dict(checkpoint["model"])
+        state.optimizer.load_state_dict(checkpoint["optimizer"])
+        if checkpoint["scaler"]:  # empty where the run has not been in float16 so far
+            state.scaler.load_state_dict(checkpoint["scaler"])
+        state.progress = _progress(checkpoint["progress"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the checkpoint does not fit this run: {one_line(error)[:300]}."
+        ) from error
+    for group, chosen in zip(state.optimizer.param_groups, options, strict=True):
+        group.update(chosen)
+
+
+def _progress(plain: dict[str, Any]) -> Progress:
+    totals = {key: Totals(**plain[key]) for key in ("epoch_totals", "logged_totals")}
+    return Progress(**{**plain, **totals})
 
 
 def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
 # Train on several machines: run this on each of them, with the same HEAD and the same arguments.
 #
-#     NNODES=2 HEAD=10.0.0.1:29500 launch/multi_node.sh run_dir=/shared/my_run
+#     NNODES=2 HEAD=10.0.0.1:29500 LAUNCH_ID=monday-1 launch/multi_node.sh
 #
 # NNODES          how many machines
 # HEAD            address:port of the machine where they meet
-# NPROC_PER_NODE  processes on each machine       (its GPUs, or 1)
-# LAUNCH_ID       the same word on every machine  (dist_mnist)
-# NODE_ADDRESS    this machine's own address      (where its own name does not lead to it:)
-# IS_HEAD         1 on the head, 0 elsewhere      (Debian's /etc/hosts says 127.0.1.1, say)
+# LAUNCH_ID       a word of your choice, new for every launch: the same one continues its run
+# NPROC_PER_NODE  processes on each machine; without it, as many as it has GPUs, or 1
+#
+# Where a machine's own name leads to 127.0.0.1 or 127.0.1.1, as on Debian, nobody would take the
+# head's part; then set on each machine also
+# NODE_ADDRESS        its own address
+# IS_HEAD             1 on the head, 0 elsewhere
+# GLOO_SOCKET_IFNAME  the network interface of that address
 #
 # run_dir must be on storage that the machine of rank 0 keeps; the others need not see it.
 set -euo pipefail
 
 : "${NNODES:?says how many machines take part}"
 : "${HEAD:?says where they meet, as address:port}"
+: "${LAUNCH_ID:?names this launch, alike on every machine}"
 PYTHON=${PYTHON:-python}
 GPUS=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
@@ -26,7 +31,7 @@ exec "$PYTHON" -m torch.distributed.run \
     --nnodes="$NNODES" \
     --nproc_per_node="$NPROC_PER_NODE" \
     --rdzv-backend=c10d \
-    --rdzv-id="${LAUNCH_ID:-dist_mnist}" \
+    --rdzv-id="$LAUNCH_ID" \
     --rdzv-endpoint="$HEAD" \
     ${IS_HEAD:+--rdzv-conf="is_host=$IS_HEAD"} \
     ${NODE_ADDRESS:+--local-addr="$NODE_ADDRESS"} \

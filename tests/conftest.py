@@ -10,6 +10,7 @@ from tests.helpers import make_small_root
 
 os.environ["WANDB_MODE"] = "disabled"  # but where a test is about wandb
 os.environ.pop("WANDB_API_KEY", None)
+os.environ["NETRC"] = os.devnull  # no test may find a developer's key and upload a run
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,12 @@
 import gzip
 import multiprocessing
 import os
+import pickle
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +95,30 @@ def run_ranks(size: int, function: Callable[..., Any], *args: object) -> list[An
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dist_mnist.run", "torch._dynamo"])
     port = free_port()
-    with context.Pool(size) as pool:
-        calls = [(function, rank, size, port, args) for rank in range(size)]
-        return pool.starmap_async(_as_rank, calls, chunksize=1).get(timeout=120)
+    ranks = []
+    for rank in range(size):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_as_rank, args=(sender, rank, size, port, function, args))
+        process.start()
+        sender.close()
+        ranks.append((process, receiver))
+    try:
+        return [_answer(rank, receiver) for rank, (_, receiver) in enumerate(ranks)]
+    finally:
+        for process, receiver in ranks:
+            process.kill()
+            process.join()
+            receiver.close()
 
 
 def _as_rank(
-    function: Callable[..., Any], rank: int, size: int, port: int, args: Sequence[object]
-) -> Any:
+    sender: Connection,
+    rank: int,
+    size: int,
+    port: int,
+    function: Callable[..., Any],
+    args: Sequence[object],
+) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -109,7 +127,21 @@ def _as_rank(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    return function(*args)
+    try:
+        answer = function(*args)
+    except BaseException as error:
+        answer = error
+    # Plain bytes: torch would hand tensors over as open files of a process about to end.
+    sender.send_bytes(pickle.dumps(answer))
+
+
+def _answer(rank: int, receiver: Connection, timeout: float = 90) -> Any:
+    if not receiver.poll(timeout):
+        raise TimeoutError(f"rank {rank} has not answered for {timeout} s")
+    answer = pickle.loads(receiver.recv_bytes())
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def free_port() -> int:

@@ -19,13 +19,19 @@ def files(run_dir: Path) -> set[str]:
 
 
 def test_the_newest_few_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
-    for step in (2, 10, 9, 100):
+    for step in (2, 9, 10, 100):
         checkpoint.save(tmp_path, content(step), step, is_best=step == 9, keep=2)
     assert files(tmp_path) == {"step-100.pt", "step-10.pt", "last.pt", "best.pt"}
     assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["progress"] == {"step": 9}
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     assert newest["progress"] == {"step": 100}
+
+
+def test_a_run_that_was_set_back_drops_the_steps_it_will_make_again(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 15):
+        checkpoint.save(tmp_path, content(step), step, is_best=False, keep=2)
+    assert files(tmp_path) == {"step-10.pt", "step-15.pt", "last.pt"}
 
 
 def test_a_save_that_fails_leaves_the_old_file_whole(
@@ -88,7 +94,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
     with pytest.raises(InputError, match="no checkpoint of dist_mnist"):
         checkpoint.load(tmp_path / "foreign.pt")
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="there is no such file"):
         checkpoint.load(tmp_path / "nothing.pt")
 
 

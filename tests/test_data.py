@@ -184,6 +184,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("data.num_classes=5", "data.num_classes=5"),
+        ("data.num_classes=12", "data.num_classes=12 .* which has 10"),
+        ("data.dataset._target_=torchvision.datasets.FakeData", "data.dataset cannot be built"),
+        ("data.dataset._target_=torch.utils.data.TensorDataset", "data.dataset cannot be built"),
         ("data.image_shape=[1,32,32]", "data.image_shape"),
         ("data.validation_size=203", "data.validation_size=203 leaves nothing"),
     ],

@@ -46,6 +46,11 @@ def test_torchvisions_networks_can_be_named() -> None:
         {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.getcwd"}]},
         {"_target_": "torch.nn.Linear", "in_features": {"_target_": "torch.os.getpid"}},
         {"_target_": "torchnot.nn.Linear"},
+        {
+            "_target_": "torchvision.models.ResNet18_Weights.DEFAULT.get_state_dict",
+            "model_dir": ".",
+            "file_name": "evil.pt",
+        },
     ],
 )
 def test_a_target_cannot_choose_code_to_run(
@@ -55,6 +60,12 @@ def test_a_target_cannot_choose_code_to_run(
     with pytest.raises(InputError, match="is not allowed"):
         instantiate("model", config, nn.Module)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interpolation_is_a_word_like_any_other() -> None:
+    hidden = "${oc.create:{_target_: torch.load, f: evil.pt, weights_only: false}}"
+    with pytest.raises(InputError, match="model cannot be built"):
+        instantiate("model", {"_target_": "torch.nn.Dropout", "p": hidden}, nn.Module)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_three_processes_train_and_two_evaluate(small_root: Path, tmp_path: Path
     last = trained.stdout.splitlines()[-1]
     assert last.startswith("test accuracy ")
     assert trained.stdout.count("test accuracy") == 1  # one rank speaks
-    assert "3 x 1 CPU threads" in trained.stdout
+    assert ": 3 x " in trained.stdout
     checkpoint = f"checkpoint={tmp_path / 'run'}"
     evaluated = torchrun(2, checkpoint, module="dist_mnist.evaluate", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
@@ -86,7 +86,7 @@ def test_a_sweep_under_torchrun_is_refused(small_root: Path, tmp_path: Path) -> 
         2, "--multirun", *small(small_root, tmp_path), "seed=1,2", cwd=tmp_path, timeout=60
     )
     assert failed.returncode != 0
-    assert "--multirun cannot be used with several processes" in failed.stderr
+    assert failed.stderr.count("--multirun cannot be used with several processes") == 1
 
 
 def test_the_script_for_one_machine_passes_everything_on(small_root: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_the_script_for_one_machine_passes_everything_on(small_root: Path, tmp_p
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "2 x 1 CPU threads" in done.stdout
+    assert ": 2 x " in done.stdout
     assert done.stdout.splitlines()[-1].endswith(str(tmp_path / "run"))
     assert "OMP_NUM_THREADS" not in done.stderr
 
@@ -137,4 +137,4 @@ def test_the_script_for_several_machines_joins_two_agents(small_root: Path, tmp_
     assert [agent.returncode for agent in agents] == [0, 0], printed
     results = [out for out, _ in printed if "test accuracy" in out]
     assert len(results) == 1
-    assert "2 x " in results[0]
+    assert ": 2 x " in results[0]

@@ -52,7 +52,7 @@ def test_the_wheel_trains_from_another_directory(wheel: Path, tmp_path: Path) ->
 
 
 def test_a_bare_checkout_trains(mnist_root: Path, tmp_path: Path) -> None:
-    """With the package of the checkout and no other: -P and -S keep the installed one away."""
+    """With the package of the checkout and no other: -S keeps an editable install away."""
     site_packages = [path for path in sys.path if path.endswith("site-packages")]
     code = (
         f"import sys; sys.path[:0] = [{str(CHECKOUT)!r}]; sys.path += {site_packages!r};"

@@ -142,6 +142,34 @@ def test_the_journal_has_its_lines_and_the_directory_its_files(
         assert (tmp_path / name).stat().st_size > 0
 
 
+def test_a_run_that_was_cut_short_can_be_looked_at_again(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=11"]
+    run_once(overrides)
+    before = result(tmp_path)
+    run_once(overrides)
+    assert_equal(before, result(tmp_path))
+
+
+def test_the_options_of_the_optimizer_are_those_of_the_latest_launch(
+    small_root: Path, tmp_path: Path
+) -> None:
+    overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
+    run_once([*overrides, "trainer.max_steps=3"])
+    run_once([*overrides, "trainer.max_steps=5", "optimizer.weight_decay=0.7"])
+    last, _ = result(tmp_path)
+    assert last["optimizer"]["param_groups"][0]["weight_decay"] == 0.7
+
+
+def test_without_its_best_checkpoint_a_run_tests_its_last_state(
+    small_root: Path, tmp_path: Path
+) -> None:
+    overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
+    run_once(overrides)
+    (tmp_path / "checkpoints" / "best.pt").unlink()
+    run_once(overrides)
+    assert read_journal(tmp_path / "metrics.jsonl")[-1]["kind"] == "test"
+
+
 def test_without_a_validation_part_the_last_state_is_the_result(
     small_root: Path, tmp_path: Path
 ) -> None:

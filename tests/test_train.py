@@ -37,17 +37,13 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
-# 203 samples: three steps of 90, 90 and 23; and with 202 a last batch of 2, fewer than four ranks.
-@pytest.mark.parametrize("options", [["trainer.global_batch_size=90"]], ids=["90-90-23"])
-@pytest.mark.parametrize("loss", ["cross_entropy", "mse", "nll"])
-def test_three_steps_are_the_same_at_every_world_size(
-    small_root: Path, options: list[str], loss: str
-) -> None:
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_three_steps_are_the_same_at_every_world_size(small_root: Path, loss: str) -> None:
     overrides = [
         *EXACT,
-        *options,
         f"loss={loss}",
         f"data.root={small_root}",
+        "trainer.global_batch_size=91",  # 203 samples: steps of 91, 91 and 21
         "trainer.epochs=1",
     ]
     alone = trained(overrides)

@@ -6,7 +6,6 @@ into the data folder in torchvision's own layout, `MNIST/raw/`, for whoever else
 
 import gzip
 import hashlib
-import os
 from pathlib import Path
 
 import torch
@@ -88,7 +87,7 @@ def _unpack(path: Path) -> bytes:
     content = gzip.decompress(packed.read_bytes())
     if not _is_original(path.name, content):
         raise OSError(f"{packed} is damaged: install dist_mnist again")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp")  # one for all: who writes holds the lock
     temporary.write_bytes(content)
     temporary.replace(path)
     return content
