@@ -47,6 +47,8 @@ def draw_curves(run_dir: Path) -> Path:
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     _draw_metric(loss_axes, lines, "loss")
     loss_axes.set_yscale("log")
+    loss_axes.yaxis.set_major_formatter("{x:g}")
+    loss_axes.yaxis.set_minor_formatter("{x:g}")
     _draw_metric(accuracy_axes, lines, "accuracy")
     # The first steps score next to nothing: show what lies near the validation scores.
     scores = [line.get("validation/accuracy") for line in lines if line["kind"] == "epoch"]

@@ -89,7 +89,7 @@ class Tracker(Protocol):
         """Upload a checkpoint, where there is a server."""
 
     def how_to_look(self) -> str:
-        """Return where to see the run, as a line for a person."""
+        """Return where to see the run, for a person."""
 
     def finish(self, exit_code: int) -> None:
         """End the run."""
@@ -168,8 +168,8 @@ class WandbRun:
         if not self._run.offline:
             return f"wandb: {self._run.url}"
         return (
-            f"wandb, offline: look with `wandb leet {self._folder}`, "
-            f"upload with `wandb sync {self._folder}/offline-run-*`"
+            f"wandb, offline: wandb leet {self._folder}\n"
+            f"or upload it:   wandb sync {self._folder}/offline-run-*"
         )
 
     def finish(self, exit_code: int) -> None:

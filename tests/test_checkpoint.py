@@ -30,7 +30,7 @@ def test_the_newest_few_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
 
 def test_a_run_that_was_set_back_drops_the_steps_it_will_make_again(tmp_path: Path) -> None:
     for step in (10, 20, 30, 15):
-        checkpoint.save(tmp_path, content(step), step, is_best=False, keep=2)
+        checkpoint.save(tmp_path, content(step), step, is_best=False, keep=5)
     assert files(tmp_path) == {"step-10.pt", "step-15.pt", "last.pt"}
 
 
