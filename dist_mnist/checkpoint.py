@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dist_mnist.errors import InputError, one_line
+from dist_mnist.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +83,16 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is missing, damaged, or something else than a checkpoint of ours.
     """
+    if path.is_dir():
+        raise InputError(f"{path} holds no checkpoint yet: neither best.pt nor last.pt is there.")
+    if path.is_dir():
+        raise InputError(f"{path} holds no checkpoint yet: neither best.pt nor last.pt is there.")
     if not path.is_file():
         raise InputError(f"{path} is no checkpoint: there is no such file.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path} is damaged or no checkpoint: {one_line(error)[:200]}.") from error
+    except Exception as error:  # whose own message would advise to load it without this safeguard
+        raise InputError(f"{path} is damaged or no checkpoint ({type(error).__name__}).") from error
     if not isinstance(content, dict) or any(key not in content for key in CONTENT):
         raise InputError(f"{path} is no checkpoint of dist_mnist: it lacks {', '.join(CONTENT)}.")
     return content

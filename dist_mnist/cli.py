@@ -24,6 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from dist_mnist.config import Config, build_config, register_schema
 from dist_mnist.errors import InputError, one_line
 
+FAILED = 1
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C has ended
 PATIENCE_SECONDS = 5.0  # what torchrun needs, and more, to end the other ranks after one has failed
 
 
@@ -59,26 +61,31 @@ def _conf_folder() -> Path:
 
 
 def _telling_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function so that an exception in it is told and ends the process with status 1."""
+    """Wrap a function so that an exception in it is told and ends the process with a status."""
 
     @functools.wraps(function)
     def wrapped(*args: Any) -> Any:
         try:
             return function(*args)
+        except KeyboardInterrupt:
+            print(
+                "interrupted: the same run_dir goes on from its newest checkpoint", file=sys.stderr
+            )
+            _end(INTERRUPTED)
         except Exception as error:
             _tell(error)
-            _end_with_failure()
+            _end(FAILED)
 
     return wrapped
 
 
-def _end_with_failure() -> NoReturn:
+def _end(status: int) -> NoReturn:
     if "RANK" in os.environ:
         # torchrun must see it at once; a clean end could wait for ranks that are gone.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
-    sys.exit(1)
+        os._exit(status)
+    sys.exit(status)
 
 
 def _tell(error: Exception) -> None:
@@ -108,7 +115,7 @@ def _sentence(error: BaseException) -> str:
     """Return an error in one line; of Hydra's, the override and what OmegaConf made of it."""
     if isinstance(error, InputError):
         return one_line(error)
-    text, _, _ = str(error).partition("\nConfig search path")
+    text = str(error).partition("\nConfig search path")[0].replace("\n\nAvailable", "; available")
     reason = str(error.__cause__ or "").split("\n")[0]
     if reason:
         text = f"{text.splitlines()[0].rstrip('.')}: {reason}"

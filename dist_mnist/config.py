@@ -143,6 +143,13 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
+        _require(
+            not (self.model.get("log_probabilities") and "MeanSquared" in self.loss["_target_"]),
+            "model.log_probabilities",
+            True,
+            "log-probabilities are never positive and cannot meet the one-hot targets of loss=mse; "
+            "set it to false",
+        )
 
 
 @dataclass
@@ -169,10 +176,18 @@ class EvaluationTrainerConfig:
 class EvaluationConfig:
     """All of one evaluation, beside the config in the checkpoint."""
 
-    checkpoint: str
+    checkpoint: str | None
     data: EvaluationDataConfig
     trainer: EvaluationTrainerConfig
     trusted_modules: list[str]
+
+    def __post_init__(self) -> None:
+        _require(
+            self.checkpoint is not None,
+            "checkpoint",
+            "",
+            "say which, as in checkpoint=outputs/RUN or checkpoint=outputs/RUN/checkpoints/last.pt",
+        )
 
 
 def register_schema() -> None:

@@ -32,7 +32,7 @@ def evaluate_checkpoint(options: EvaluationConfig, world: World) -> Evaluation:
         InputError: The checkpoint or the data cannot be used.
     """
     started = perf_counter()
-    path = checkpoint.resolve(Path(options.checkpoint))
+    path = checkpoint.resolve(Path(options.checkpoint or ""))
     content = broadcast_object(world, checkpoint.load(path) if world.is_main else None)
     assert content is not None
     config = config_from_plain(content["config"])
@@ -55,7 +55,12 @@ def evaluate_checkpoint(options: EvaluationConfig, world: World) -> Evaluation:
     return evaluation
 
 
-def _main(composed: DictConfig) -> None:
+def main() -> None:
+    """Evaluate, as the command line says."""
+    command("evaluate", _evaluate)
+
+
+def _evaluate(composed: DictConfig) -> None:
     options = build_evaluation_config(composed)
     with session(options.trainer.device, options.trainer.timeout_seconds) as world:
         log_to_console(world.is_main)
@@ -63,4 +68,4 @@ def _main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command("evaluate", _main)
+    main()

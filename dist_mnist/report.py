@@ -59,14 +59,17 @@ def draw_curves(run_dir: Path) -> Path:
 
 
 def _draw_metric(axes: "Axes", lines: Sequence[dict[str, Any]], metric: str) -> None:
-    def points(kind: str, key: str) -> tuple[list[int], list[float]]:
+    def draw(kind: str, key: str, style: str, colour: str, label: str) -> bool:
         chosen = [line for line in lines if line["kind"] == kind and line.get(key) is not None]
-        return [line["step"] for line in chosen], [line[key] for line in chosen]
+        if chosen:
+            steps, values = [line["step"] for line in chosen], [line[key] for line in chosen]
+            axes.plot(steps, values, style, color=colour, label=label)
+        return len(chosen) > 0
 
-    train = points("step", f"train/{metric}")
-    axes.plot(*train, color=TRAIN_COLOUR, label="train, while training")
-    validation = points("epoch", f"validation/{metric}")
-    axes.plot(*validation, "o-", color=VALIDATION_COLOUR, label="validation, after each epoch")
+    train = (f"train/{metric}", ".-", TRAIN_COLOUR, "train, while training")
+    if not draw("step", *train):  # a run too short for a line of its steps
+        draw("epoch", *train)
+    draw("epoch", f"validation/{metric}", "o-", VALIDATION_COLOUR, "validation, after each epoch")
     axes.set(title=metric, xlabel="step")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
@@ -125,7 +128,7 @@ def draw_mistakes(
         figure.text(
             (left + zoom * width / 2) / (columns * cell_width),
             (bottom + zoom * height + 4) / (rows * cell_height),
-            f"{label}, not {prediction}\n{100 * mistake.confidence:.0f} % sure",
+            f"{label} taken for {prediction}\n{100 * mistake.confidence:.0f} % sure",
             ha="center",
             fontsize=8,
         )

@@ -76,10 +76,12 @@ def _recorder(
     config, step = state.config, state.progress.step
     write_config(run_dir, config, overrides)
     with log_to_file(run_dir), closing(Journal(run_dir)) as journal:
-        if step:
-            logger.info("continuing after step %d of %d", step, state.last_step)
         # An epoch that was cut short is trained to its end, unless there is nothing left to train.
         is_over = step >= state.last_step
+        if is_over:
+            logger.info("already finished with step %d: testing it again", step)
+        elif step:
+            logger.info("continuing after step %d of %d", step, state.last_step)
         finished_epochs = (-(-step // len(state.order))) if is_over else step // len(state.order)
         journal.cut_back(step, finished_epochs)
         tracker = start_tracking(config.tracking, run_dir, plain_config(config))

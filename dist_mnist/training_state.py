@@ -1,5 +1,6 @@
 """What one run trains, from its config to its checkpoint and back."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -18,6 +19,8 @@ from dist_mnist.metrics import Totals
 from dist_mnist.precision import compute_dtype, gradient_scaler
 from dist_mnist.sampler import EpochOrder
 from dist_mnist.seeding import keyed_seed, seed_device
+
+logger = logging.getLogger(__name__)
 
 # A run that continues must see the samples that were still due, with the network it began with.
 FIXED_FOR_A_RUN = (
@@ -109,6 +112,11 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         trusted_modules=config.trusted_modules,
     )
     order = EpochOrder(len(splits.train), trainer.global_batch_size)
+    if world.is_main and trainer.global_batch_size > len(splits.train):
+        logger.warning(
+            "trainer.global_batch_size=%d is more than the %d training images: one step an epoch",
+            *(trainer.global_batch_size, len(splits.train)),
+        )
     smallest = order.batch_size(len(order) - 1)
     if trainer.sync_batch_norm and smallest < world.size:
         # A process without a share would add to the statistics what is not in the batch.

@@ -1,5 +1,9 @@
 """The command line as a user meets it, in one process."""
 
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,13 +13,16 @@ from tests.helpers import python
 
 
 def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *arguments: str,
+    entry: Callable[[], None] = main,
 ) -> tuple[int, str, str]:
-    """Run the command line in this process; return its status and what it printed."""
+    """Run a command line in this process; return its status and what it printed."""
     monkeypatch.setattr("sys.argv", ["dist-mnist", *arguments])
     status = 0
     try:
-        main()
+        entry()
     except SystemExit as stop:
         status = int(stop.code or 0)
     printed = capsys.readouterr()
@@ -55,6 +62,7 @@ def test_a_mistake_ends_at_once_with_one_sentence(
         "data=fashion_mnist",
         f"data.root={small_root}",
         "data.validation_size=50",
+        "trainer.global_batch_size=50",
         "trainer.device=cpu" if "device" not in override else "trainer.epochs=1",
         f"run_dir={tmp_path / 'run'}",
         override,
@@ -120,11 +128,49 @@ def test_the_last_line_is_the_result_and_evaluate_repeats_it(
     assert evaluated.stdout.splitlines()[-1].split(" in ")[0] == last.split(" in ")[0]
 
 
-@pytest.mark.parametrize("checkpoint", ["nowhere", "file.pt"])
-def test_evaluate_names_a_checkpoint_that_cannot_be_used(tmp_path: Path, checkpoint: str) -> None:
-    (tmp_path / "file.pt").write_bytes(b"nothing of ours")
-    found = python("-m", "dist_mnist.evaluate", f"checkpoint={checkpoint}", cwd=tmp_path)
-    assert found.returncode == 1
-    assert found.stderr.startswith("error: ")
-    assert checkpoint in found.stderr
-    assert found.stderr.count("\n") == 1
+def test_evaluate_names_a_checkpoint_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from dist_mnist.evaluate import main as evaluate
+
+    monkeypatch.chdir(tmp_path)
+    Path("file.pt").write_bytes(b"nothing of ours")
+    Path("empty").mkdir()
+    for checkpoint, message in (
+        ("", "checkpoint= cannot be used: say which"),
+        ("nowhere", "nowhere is no checkpoint: there is no such file"),
+        ("file.pt", "file.pt is damaged or no checkpoint"),
+        ("empty", "empty holds no checkpoint yet"),
+    ):
+        arguments = [f"checkpoint={checkpoint}"] if checkpoint else []
+        status, out, err = call(monkeypatch, capsys, *arguments, entry=evaluate)
+        assert (status, out) == (1, "")
+        assert err.startswith(f"error: {message}")
+        assert err.count("\n") == 1
+
+
+def test_ctrl_c_ends_with_one_line(small_root: Path, tmp_path: Path) -> None:
+    arguments = ["data=fashion_mnist", f"data.root={small_root}", f"run_dir={tmp_path / 'run'}"]
+    training = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "dist_mnist",
+            *arguments,
+            "data.validation_size=50",
+            "trainer.epochs=1000000",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert training.stdout is not None
+        while "/1000000" not in training.stdout.readline():
+            assert training.poll() is None
+        training.send_signal(signal.SIGINT)
+        _, err = training.communicate(timeout=60)
+    finally:
+        training.kill()
+    assert training.returncode == 130
+    assert err == "interrupted: the same run_dir goes on from its newest checkpoint\n"

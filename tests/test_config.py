@@ -108,6 +108,12 @@ def test_values_that_cannot_be_are_named(override: str) -> None:
         make_config(override)
 
 
+def test_log_probabilities_cannot_be_held_against_one_hot_targets() -> None:
+    with pytest.raises(InputError, match=r"model\.log_probabilities=True"):
+        make_config("experiment=tutorial", "loss=mse")
+    make_config("experiment=tutorial", "loss=mse", "model.log_probabilities=false")
+
+
 def test_a_config_survives_its_plain_form() -> None:
     config = make_config("experiment=tutorial", "trainer.precision=bf16", "resume=must")
     plain = plain_config(config)
