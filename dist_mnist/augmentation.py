@@ -1,6 +1,7 @@
 """Random changes to a batch of training images, on the device the images are on.
 
-They draw from the device's default generator, which every step seeds for itself.
+Every image has random numbers of its own, so what happens to it does not depend on the company it
+comes in: a global batch is changed in the same way however many processes share it.
 """
 
 import math
@@ -10,50 +11,62 @@ import torch.nn.functional as F
 
 from dist_mnist.config import AugmentationConfig
 
+NUMBERS_PER_IMAGE = 4  # down, right, turn, size
 
-def augment(images: torch.Tensor, config: AugmentationConfig) -> torch.Tensor:
+
+def augment(
+    images: torch.Tensor, config: AugmentationConfig, numbers: torch.Tensor
+) -> torch.Tensor:
     """Change each image of a batch at random, by as much as the config allows.
 
     Args:
         images: uint8 of shape (B, C, H, W).
         config: How far; with zeros the images come back as they are.
+        numbers: float32 of shape (NUMBERS_PER_IMAGE, B), uniform from 0 to below 1.
 
     Returns:
         uint8 of the same shape.
     """
+    down, right, turn, size = numbers
     if config.rotation_degrees or config.scale:
-        images = random_rotation_and_scale(images, config.rotation_degrees, config.scale)
+        degrees = (2 * turn - 1) * config.rotation_degrees
+        images = rotate_and_scale(images, degrees, 1 + (2 * size - 1) * config.scale)
     if config.shift_pixels:
-        images = random_shift(images, config.shift_pixels)
+        choices = 2 * config.shift_pixels + 1
+        images = shift(
+            images, config.shift_pixels, (down * choices).long(), (right * choices).long()
+        )
     return images
 
 
-def random_shift(images: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Move each image by up to `pixels` whole pixels along both axes; zeros come in from outside.
+def shift(images: torch.Tensor, most: int, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Move each image by whole pixels; zeros come in from outside.
 
     Args:
         images: uint8 of shape (B, C, H, W).
-        pixels: The farthest move in each direction.
+        most: The farthest move in each direction.
+        down: int64 of shape (B,): 0 for `most` pixels down, 2 * most for as many up.
+        right: The same along the other axis.
     """
     count, _, height, width = images.shape
-    padded = F.pad(images, (pixels, pixels, pixels, pixels))
+    padded = F.pad(images, (most, most, most, most))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    down, right = torch.randint(0, 2 * pixels + 1, (2, count), device=images.device)
     return windows[torch.arange(count, device=images.device), :, down, right]
 
 
-def random_rotation_and_scale(images: torch.Tensor, degrees: float, scale: float) -> torch.Tensor:
+def rotate_and_scale(
+    images: torch.Tensor, degrees: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
     """Turn each image about its centre and scale it, with bilinear interpolation.
 
     Args:
         images: uint8 of shape (B, C, H, W).
-        degrees: The farthest turn either way.
-        scale: The largest change of size; 0.1 is from 0.9 to 1.1 times.
+        degrees: float32 of shape (B,).
+        scale: float32 of shape (B,); 1.1 makes what is on the image a tenth larger.
     """
-    turn, size = torch.rand((2, len(images)), device=images.device).mul(2).sub(1)
-    angle = turn * math.radians(degrees)
+    angle = degrees * (math.pi / 180)
     # The grid says where each output pixel comes from: a larger image comes from a smaller step.
-    cosine, sine = angle.cos() / (1 + size * scale), angle.sin() / (1 + size * scale)
+    cosine, sine = angle.cos() / scale, angle.sin() / scale
     zero = torch.zeros_like(angle)
     matrix = torch.stack((cosine, -sine, zero, sine, cosine, zero), dim=1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)

@@ -215,6 +215,7 @@ def start_tracking(config: TrackingConfig, run_dir: Path, run_config: dict[str, 
                 return start("online")
         except failures as error:
             logger.warning("wandb is written offline: %s", one_line(error))
+            wandb.teardown()  # its service would keep the run's id for the run that never began
         mode = "offline"
     try:
         return start(mode)

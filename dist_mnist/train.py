@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dist_mnist.augmentation import augment
+from dist_mnist.augmentation import NUMBERS_PER_IMAGE, augment
 from dist_mnist.console import HEADER, epoch_row
 from dist_mnist.data import ImageTensors
 from dist_mnist.distributed import without_sync
@@ -99,7 +99,6 @@ def train_step(
     """
     config, world = state.config, state.world
     step = state.progress.step
-    seed_device(world.device, keyed_seed(config.seed, "step", step, world.rank))
     for group, learning_rate in zip(
         state.optimizer.param_groups, state.learning_rates, strict=True
     ):
@@ -107,9 +106,12 @@ def train_step(
     # DDP takes the mean over the ranks of each rank's gradient: weighted so, it is the sum over
     # all samples divided by their number, however unevenly the ranks share them.
     weight = world.size / batch_size
-    if len(labels) == 0:  # still needed in the all-reduce, with a gradient of nothing
+    if len(labels) > 0:
+        images = augment(images, config.augmentation, _random_numbers(state, batch_size))
+    else:  # still needed in the all-reduce, with a gradient of nothing
         images, labels = state.splits.train[:2]
         weight = 0.0
+    seed_device(world.device, keyed_seed(config.seed, "step", step, world.rank))
     micro_batch_size = config.trainer.micro_batch_size or len(labels)
     pieces = list(zip(images.split(micro_batch_size), labels.split(micro_batch_size), strict=True))
     for index, (some_images, some_labels) in enumerate(pieces):
@@ -121,11 +123,19 @@ def train_step(
     _apply_gradients(state)
 
 
+def _random_numbers(state: TrainingState, batch_size: int) -> torch.Tensor:
+    """Draw what changes each image of the global batch, and return this rank's share of it."""
+    world = state.world
+    seed_device(world.device, keyed_seed(state.config.seed, "augmentation", state.progress.step))
+    numbers = torch.rand(NUMBERS_PER_IMAGE, batch_size, device=world.device)
+    return numbers[:, world.rank :: world.size]
+
+
 def _add_gradients(
     state: TrainingState, images: torch.Tensor, labels: torch.Tensor, weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add `weight` times the gradient of the summed loss; return the losses and the outputs."""
-    images = state.splits.normalization(augment(images, state.config.augmentation))
+    images = state.splits.normalization(images)
     with autocast(state.world.device, state.dtype):
         outputs = state.parallel_model(images)
     losses = state.loss(outputs.float(), labels)

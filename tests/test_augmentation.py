@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dist_mnist.augmentation import augment, random_rotation_and_scale, random_shift
+from dist_mnist.augmentation import NUMBERS_PER_IMAGE, augment, rotate_and_scale
 from dist_mnist.config import AugmentationConfig
 
 
@@ -14,14 +14,18 @@ def some_images(count: int = 50) -> torch.Tensor:
     return images
 
 
+def numbers(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(NUMBERS_PER_IMAGE, count, generator=torch.Generator().manual_seed(seed))
+
+
 def test_nothing_is_changed_where_nothing_may_be() -> None:
     images = some_images()
-    assert augment(images, AugmentationConfig(0, 0.0, 0.0)) is images
+    assert augment(images, AugmentationConfig(0, 0.0, 0.0), numbers(50)) is images
 
 
 def test_a_shift_moves_each_image_whole_by_so_many_pixels_at_most() -> None:
     images = some_images(400)
-    moved = random_shift(images, pixels=2)
+    moved = augment(images, AugmentationConfig(2, 0.0, 0.0), numbers(400))
     offsets = set()
     for before, after in zip(images, moved, strict=True):
         found = [
@@ -37,7 +41,7 @@ def test_a_shift_moves_each_image_whole_by_so_many_pixels_at_most() -> None:
 
 def test_a_shift_lets_nothing_come_in_from_the_other_side() -> None:
     images = torch.full((200, 1, 28, 28), 9, dtype=torch.uint8)
-    moved = random_shift(images, pixels=1)
+    moved = augment(images, AugmentationConfig(1, 0.0, 0.0), numbers(200))
     assert set(moved.unique().tolist()) == {0, 9}
     assert int((moved[:, :, 1:-1, 1:-1] != 9).sum()) == 0
 
@@ -45,24 +49,28 @@ def test_a_shift_lets_nothing_come_in_from_the_other_side() -> None:
 def test_turning_and_scaling_keeps_shape_type_and_centre() -> None:
     images = torch.zeros(20, 3, 29, 29, dtype=torch.uint8)
     images[:, :, 13:16, 13:16] = 200
-    changed = random_rotation_and_scale(images, degrees=45, scale=0.2)
+    changed = augment(images, AugmentationConfig(0, 45.0, 0.2), numbers(20))
     assert changed.shape == images.shape
     assert changed.dtype == torch.uint8
     assert bool((changed[:, :, 14, 14] == 200).all())
     assert not torch.equal(changed, images)
 
 
-def test_turning_by_nothing_changes_nothing() -> None:
+def test_turning_by_nothing_changes_nothing_and_by_a_right_angle_all() -> None:
     images = some_images()
-    assert torch.equal(random_rotation_and_scale(images, degrees=0, scale=0), images)
+    angle, size = torch.zeros(50), torch.ones(50)
+    assert torch.equal(rotate_and_scale(images, angle, size), images)
+    turned = rotate_and_scale(images, angle + 90, size)
+    assert torch.equal(turned, images.rot90(1, (2, 3)))
 
 
 @pytest.mark.parametrize("config", [(2, 0.0, 0.0), (1, 10.0, 0.1)])
-def test_the_seed_decides(config: tuple[int, float, float]) -> None:
-    images, limits = some_images(), AugmentationConfig(*config)
-    results = []
-    for seed in (3, 3, 4):
-        torch.manual_seed(seed)
-        results.append(augment(images, limits))
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])
+def test_what_happens_to_an_image_does_not_depend_on_its_company(
+    config: tuple[int, float, float],
+) -> None:
+    images, limits, drawn = some_images(), AugmentationConfig(*config), numbers(50)
+    together = augment(images, limits, drawn)
+    for rank in range(3):
+        share = augment(images[rank::3], limits, drawn[:, rank::3])
+        assert torch.equal(share, together[rank::3])
+    assert not torch.equal(together, augment(images, limits, numbers(50, seed=1)))

@@ -11,7 +11,7 @@ import pytest
 from dist_mnist.errors import InputError
 from dist_mnist.run import run
 from dist_mnist.tracking import NoTracking, read_journal, start_tracking
-from tests.helpers import SOLO, make_config
+from tests.helpers import SOLO, free_port, make_config
 
 
 def inspect(path: Path, *options: str) -> str:
@@ -136,3 +136,17 @@ def test_online_without_a_key_says_what_to_do(
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     with pytest.raises(InputError, match="tracking=offline"):
         start_tracking(make_config("tracking=online").tracking, tmp_path, {})
+
+
+def test_with_a_key_and_no_server_a_run_is_written_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("dist_mnist.tracking.SERVER_TIMEOUT_SECONDS", 1.0)
+    tracker = start_tracking(make_config("tracking=auto").tracking, tmp_path, {})
+    tracker.log({"kind": "step", "step": 1, "train/loss": 0.5})
+    tracker.finish(exit_code=0)
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert [row["train/loss_step"] for row in history(file)] == [0.5]

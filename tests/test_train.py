@@ -37,11 +37,11 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
-def test_three_steps_are_the_same_at_every_world_size(small_root: Path, loss: str) -> None:
+@pytest.mark.parametrize("choice", ["loss=cross_entropy", "loss=mse", "augmentation=affine"])
+def test_three_steps_are_the_same_at_every_world_size(small_root: Path, choice: str) -> None:
     overrides = [
         *EXACT,
-        f"loss={loss}",
+        choice,
         f"data.root={small_root}",
         "trainer.global_batch_size=91",  # 203 samples: steps of 91, 91 and 21
         "trainer.epochs=1",
