@@ -34,6 +34,7 @@ def tracked_run(
         "trainer.global_batch_size=50",
         "trainer.epochs=2",
         "trainer.log_every_steps=2",
+        "optimizer.lr=0.000001",  # learns next to nothing, so there are mistakes to show
         "trainer.device=cpu",
     ]
     run(make_config(*overrides), SOLO)
@@ -56,7 +57,7 @@ def test_an_offline_run_holds_config_history_summary_and_pictures(
     assert summary["exit_code"] == 0
     assert summary["name"] == "my_run"
     assert summary["run_id"] == (run_dir / "wandb_run_id").read_text()
-    assert summary["config"]["optimizer"]["lr"] == 0.01
+    assert summary["config"]["optimizer"]["lr"] == 0.000001
     assert summary["config"]["trainer"]["global_batch_size"] == 50
 
     journal = read_journal(run_dir / "metrics.jsonl")
