@@ -57,8 +57,7 @@ def assert_equal(a: Any, b: Any) -> None:
         assert a == b
 
 
-@pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("stops", [[11], [3, 16]], ids=["mid-epoch", "twice"])
+@pytest.mark.parametrize(("size", "stops"), [(1, [11]), (2, [3, 16])], ids=["once", "twice"])
 def test_a_run_that_stopped_continues_as_if_it_had_not(
     small_root: Path, tmp_path: Path, size: int, stops: list[int]
 ) -> None:

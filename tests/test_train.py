@@ -37,8 +37,13 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
-@pytest.mark.parametrize("choice", ["loss=cross_entropy", "loss=mse", "augmentation=affine"])
-def test_three_steps_are_the_same_at_every_world_size(small_root: Path, choice: str) -> None:
+@pytest.mark.parametrize(
+    ("choice", "sizes"),
+    [("loss=cross_entropy", [2, 3, 4]), ("loss=mse", [3]), ("augmentation=affine", [3])],
+)
+def test_three_steps_are_the_same_at_every_world_size(
+    small_root: Path, choice: str, sizes: list[int]
+) -> None:
     overrides = [
         *EXACT,
         choice,
@@ -47,7 +52,7 @@ def test_three_steps_are_the_same_at_every_world_size(small_root: Path, choice: 
         "trainer.epochs=1",
     ]
     alone = trained(overrides)
-    for size in (2, 3, 4):
+    for size in sizes:
         for weights in run_ranks(size, trained, overrides):
             assert largest_difference(alone, weights) < 1e-6
 
