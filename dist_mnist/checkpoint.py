@@ -85,8 +85,6 @@ def load(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         raise InputError(f"{path} holds no checkpoint yet: neither best.pt nor last.pt is there.")
-    if path.is_dir():
-        raise InputError(f"{path} holds no checkpoint yet: neither best.pt nor last.pt is there.")
     if not path.is_file():
         raise InputError(f"{path} is no checkpoint: there is no such file.")
     try:

@@ -97,8 +97,8 @@ def _tell(error: Exception) -> None:
     """
     rank = int(os.environ.get("RANK", 0))
     speaker = f"[rank {rank}] " if "RANK" in os.environ else ""
-    torch_distributed = sys.modules.get("dist_mnist.distributed")
-    lost_contact = torch_distributed is not None and torch_distributed.is_lost_contact(error)
+    distributed = sys.modules.get("dist_mnist.distributed")  # absent before there were processes
+    lost_contact = distributed is not None and distributed.is_lost_contact(error)
     if rank != 0 or lost_contact:
         time.sleep(PATIENCE_SECONDS)
     if isinstance(error, (InputError, HydraException, OmegaConfBaseException)):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dist_mnist import __version__
-from dist_mnist.config import Config, plain_config
+from dist_mnist.config import Config, TrainerConfig, plain_config
 from dist_mnist.data import DataSplits
 from dist_mnist.distributed import World, parallelize
 from dist_mnist.errors import InputError, one_line
@@ -112,18 +112,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         trusted_modules=config.trusted_modules,
     )
     order = EpochOrder(len(splits.train), trainer.global_batch_size)
-    if world.is_main and trainer.global_batch_size > len(splits.train):
-        logger.warning(
-            "trainer.global_batch_size=%d is more than the %d training images: one step an epoch",
-            *(trainer.global_batch_size, len(splits.train)),
-        )
-    smallest = order.batch_size(len(order) - 1)
-    if trainer.sync_batch_norm and smallest < world.size:
-        # A process without a share would add to the statistics what is not in the batch.
-        raise InputError(
-            f"trainer.global_batch_size={trainer.global_batch_size} leaves a last batch of "
-            f"{smallest} for {world.size} processes, which sync_batch_norm cannot have: change it."
-        )
+    _check_batches(trainer, world, order)
     total_steps = trainer.epochs * len(order)
     return TrainingState(
         config=config,
@@ -141,6 +130,21 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         last_step=min(total_steps, trainer.max_steps or total_steps),
         progress=Progress(),
     )
+
+
+def _check_batches(trainer: TrainerConfig, world: World, order: EpochOrder) -> None:
+    if world.is_main and trainer.global_batch_size > order.size:
+        logger.warning(
+            "trainer.global_batch_size=%d is more than the %d training images: one step an epoch",
+            *(trainer.global_batch_size, order.size),
+        )
+    smallest = order.batch_size(len(order) - 1)
+    if trainer.sync_batch_norm and smallest < world.size:
+        # A process without a share would add to the statistics what is not in the batch.
+        raise InputError(
+            f"trainer.global_batch_size={trainer.global_batch_size} leaves a last batch of "
+            f"{smallest} for {world.size} processes, which sync_batch_norm cannot have: change it."
+        )
 
 
 def build_model(config: Config) -> nn.Module:
