@@ -48,10 +48,15 @@ def shift(images: torch.Tensor, most: int, down: torch.Tensor, right: torch.Tens
         down: int64 of shape (B,): 0 for `most` pixels down, 2 * most for as many up.
         right: The same along the other axis.
     """
-    count, _, height, width = images.shape
+    count, channels, height, width = images.shape
     padded = F.pad(images, (most, most, most, most))
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(count, device=images.device), :, down, right]
+    image, channel, row, _ = padded.stride()
+    # Further down or right begins later in memory, so each image moves as one copy of one stretch,
+    # several times faster than looking up its pixels.
+    starts = torch.arange(0, count * image, image, device=images.device) + down * row + right
+    stretch = image - 2 * most * row - 2 * most
+    moved = padded.flatten().unfold(0, stretch, 1).index_select(0, starts)
+    return moved.as_strided((count, channels, height, width), (stretch, channel, row, 1))
 
 
 def rotate_and_scale(

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dist_mnist.config import Config, build_config, register_schema
 from dist_mnist.errors import InputError, one_line
 
+SUCCEEDED = 0
 FAILED = 1
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C has ended
 PATIENCE_SECONDS = 5.0  # what torchrun needs, and more, to end the other ranks after one has failed
@@ -48,6 +49,7 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         version_base="1.3", config_path=str(_conf_folder()), config_name=config_name
     )
     _telling_errors(decorate(_telling_errors(task)))()
+    _end(SUCCEEDED)
 
 
 def _conf_folder() -> Path:
@@ -81,7 +83,8 @@ def _telling_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _end(status: int) -> NoReturn:
     if "RANK" in os.environ:
-        # torchrun must see it at once; a clean end could wait for ranks that are gone.
+        # torchrun must see it at once. An ordinary end could wait for ranks that are gone, or be
+        # aborted by a thread of the process group that outlives the interpreter.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -88,6 +88,11 @@ class AugmentationConfig:
             _require(value >= 0, f"augmentation.{key}", value, "it must not be negative")
         _require(self.scale < 1, "augmentation.scale", self.scale, "it must be below 1")
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether every image stays as it is."""
+        return not any(vars(self).values())
+
 
 @dataclass
 class TrainerConfig:

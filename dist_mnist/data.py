@@ -6,7 +6,6 @@ processes, no Python per sample, no image library in the loop.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -31,12 +30,12 @@ class Normalization:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 images of any shape to float32 of the same shape."""
-        scale = 1 / (255 * self.std)
-        return images.to(torch.float32).mul_(scale).sub_(self.mean / self.std)
+        shift = torch.full((), -self.mean / self.std, device=images.device)
+        return torch.add(shift, images.float(), alpha=1 / (255 * self.std))
 
 
 class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Images and labels in memory; an index tensor of shape (B,) gives a whole batch.
+    """Images and labels in memory; an int64 tensor of B indices gives a whole batch.
 
     Attributes:
         images: uint8 of shape (N, C, H, W).
@@ -50,8 +49,9 @@ class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.images[index], self.labels[index]
+    def __getitem__(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Copies whole images, where `images[indices]` would look up byte for byte.
+        return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
     def to(self, device: torch.device) -> "ImageTensors":
         """Return the same samples on a device."""
@@ -106,7 +106,7 @@ def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = 
     kept = torch.ones(len(training), dtype=torch.bool)
     kept[held_out] = False
     return DataSplits(
-        train=ImageTensors(*training[kept]),
+        train=ImageTensors(*training[kept.nonzero().flatten()]),
         validation=ImageTensors(*training[held_out]),
         test=test,
         normalization=(

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dist_mnist import shared_memory
+from dist_mnist.cpu import prepare_cpu
 from dist_mnist.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
@@ -73,7 +76,7 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
         InputError: The device asked for is not there, or there are too few of it.
     """
     world = _world_from_environment(device)
-    torch.set_num_threads(max(1, _usable_cores() // world.local_size))
+    prepare_cpu(world.local_size)
     if world.device.type != "cpu":
         torch.accelerator.set_device_index(world.device.index)
     if world.size > 1:
@@ -136,16 +139,10 @@ def _pick_device(name: str, local_rank: int, local_size: int, distributed: bool)
     return torch.device(found, local_rank)
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: what this process may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def is_lost_contact(error: BaseException) -> bool:
     """Whether an error only says that another process is gone or does not answer."""
     is_gloo = isinstance(error, RuntimeError) and "gloo" in str(error)
-    return is_gloo or isinstance(error, dist.DistError)
+    return is_gloo or isinstance(error, (dist.DistError, ConnectionError, TimeoutError))
 
 
 def launch_id() -> str | None:
@@ -187,7 +184,11 @@ def all_reduce_sum(world: World, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def parallelize(
-    model: nn.Module, world: World, accumulates: bool, sync_batch_norm: bool
+    model: nn.Module,
+    world: World,
+    accumulates: bool,
+    sync_batch_norm: bool,
+    timeout_seconds: int,
 ) -> nn.Module:
     """Wrap a module on its device so that backward averages the gradients over all ranks.
 
@@ -196,6 +197,7 @@ def parallelize(
         world: This process.
         accumulates: Whether some backward passes will run under `without_sync`.
         sync_batch_norm: Whether batch norm takes its statistics over all ranks (GPUs only).
+        timeout_seconds: How long a process waits for the others' gradients.
 
     Raises:
         InputError: Synchronised batch norm was asked for on the CPU.
@@ -206,7 +208,7 @@ def parallelize(
         return model
     if sync_batch_norm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(
+    parallel_model = DistributedDataParallel(
         model,
         # Gradients live in the buckets that are reduced: no copy in, no copy out.
         gradient_as_bucket_view=True,
@@ -217,6 +219,30 @@ def parallelize(
         # makes them equal before they are used, which saves a broadcast in every step.
         **_NO_BUFFER_SYNC,
     )
+    on_one_machine = world.local_size == world.size
+    if world.device.type == "cpu" and on_one_machine and shared_memory.is_supported():
+        _average_through_shared_memory(parallel_model, world, timeout_seconds)
+    return parallel_model
+
+
+def _average_through_shared_memory(
+    model: DistributedDataParallel, world: World, timeout_seconds: int
+) -> None:
+    """Let DDP hand its buckets of gradients to shared memory instead of to gloo."""
+    add_up = shared_memory.SharedMemorySum(
+        world.rank,
+        world.size,
+        name=broadcast_object(world, secrets.token_hex(16)),
+        capacity=sum(p.nbytes for p in model.parameters() if p.requires_grad),
+        timeout_seconds=timeout_seconds,
+    )
+
+    def average(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        done.set_result(add_up(bucket.buffer()).div_(world.size))
+        return done
+
+    model.register_comm_hook(None, average)
 
 
 @contextmanager

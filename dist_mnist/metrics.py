@@ -6,6 +6,8 @@ import torch
 
 from dist_mnist.distributed import World, all_reduce_sum
 
+UPDATES_COUNTED_AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -36,7 +38,9 @@ class Totals:
 class RunningMetrics:
     """Loss and accuracy of what the network scores while it trains.
 
-    They add up on the device, so a step never waits for it; `reduced` reads them.
+    They add up on the device, so a step never waits for it; `reduced` reads them. What the network
+    gave is kept for some steps and then counted at once, which for a small network takes a tenth
+    of the time.
 
     Args:
         world: This process.
@@ -48,16 +52,27 @@ class RunningMetrics:
         start = astuple(initial if world.is_main else Totals())
         self._world = world
         self._sums = torch.tensor(start, dtype=dtype, device=world.device)
+        self._uncounted: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def update(self, losses: torch.Tensor, outputs: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count a batch: float losses (B,), float outputs (B, classes), int64 labels (B,)."""
-        self._sums[0] += losses.sum()
-        self._sums[1] += (outputs.argmax(dim=1) == labels).sum()
-        self._sums[2] += len(labels)
+        """Take a batch: float losses (B,), float outputs (B, classes), int64 labels (B,)."""
+        self._uncounted.append((losses, outputs, labels))
+        if len(self._uncounted) == UPDATES_COUNTED_AT_ONCE:
+            self._count()
 
     def reduced(self) -> Totals:
         """Return the totals over all ranks; every rank must call this."""
+        self._count()
         return Totals(*all_reduce_sum(self._world, self._sums.clone()).tolist())
+
+    def _count(self) -> None:
+        if not self._uncounted:
+            return
+        losses, outputs, labels = map(torch.cat, zip(*self._uncounted, strict=True))
+        self._sums[0] += losses.sum(dtype=self._sums.dtype)
+        self._sums[1] += (outputs.argmax(dim=1) == labels).sum()
+        self._sums[2] += len(labels)
+        self._uncounted.clear()
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ class MLP(nn.Module):
         layers: list[nn.Module] = [nn.Flatten()]
         width = prod(image_shape)
         for hidden_size in hidden_sizes:
-            layers += [nn.Linear(width, hidden_size), nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(width, hidden_size), nn.ReLU()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
             width = hidden_size
         layers.append(nn.Linear(width, num_classes))
         if log_probabilities:
@@ -81,7 +83,10 @@ class ConvNet(nn.Module):
             width = out
         if side < 1:
             raise ValueError(f"images of {height} pixels are too small for {len(channels)} layers")
-        layers += [nn.Flatten(), nn.Dropout(dropout), nn.Linear(width * side**2, num_classes)]
+        layers.append(nn.Flatten())
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(width * side**2, num_classes))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation, RunningMetrics, Totals
 from dist_mnist.precision import autocast
 from dist_mnist.recorder import Recorder
-from dist_mnist.sampler import DistributedBatchSampler, share_loader
+from dist_mnist.sampler import DistributedBatchSampler
 from dist_mnist.seeding import keyed_seed, seed_device
 from dist_mnist.training_state import TrainingState, checkpoint_content
 
@@ -107,13 +107,14 @@ def train_step(
     # all samples divided by their number, however unevenly the ranks share them.
     weight = world.size / batch_size
     if len(labels) > 0:
-        images = augment(images, config.augmentation, _random_numbers(state, batch_size))
+        images = _augmented(state, images, batch_size)
     else:  # still needed in the all-reduce, with a gradient of nothing
-        images, labels = state.splits.train[:2]
+        images, labels = state.splits.train.images[:2], state.splits.train.labels[:2]
         weight = 0.0
     seed_device(world.device, keyed_seed(config.seed, "step", step, world.rank))
-    micro_batch_size = config.trainer.micro_batch_size or len(labels)
-    pieces = list(zip(images.split(micro_batch_size), labels.split(micro_batch_size), strict=True))
+    pieces = [(images, labels)]
+    if size := config.trainer.micro_batch_size:
+        pieces = list(zip(images.split(size), labels.split(size), strict=True))
     for index, (some_images, some_labels) in enumerate(pieces):
         last = index == len(pieces) - 1
         with nullcontext() if last else without_sync(state.parallel_model):
@@ -123,12 +124,14 @@ def train_step(
     _apply_gradients(state)
 
 
-def _random_numbers(state: TrainingState, batch_size: int) -> torch.Tensor:
-    """Draw what changes each image of the global batch, and return this rank's share of it."""
-    world = state.world
-    seed_device(world.device, keyed_seed(state.config.seed, "augmentation", state.progress.step))
+def _augmented(state: TrainingState, images: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Change this rank's images by its share of random numbers for the whole global batch."""
+    config, world = state.config, state.world
+    if config.augmentation.changes_nothing:
+        return images
+    seed_device(world.device, keyed_seed(config.seed, "augmentation", state.progress.step))
     numbers = torch.rand(NUMBERS_PER_IMAGE, batch_size, device=world.device)
-    return numbers[:, world.rank :: world.size]
+    return augment(images, config.augmentation, numbers[:, world.rank :: world.size])
 
 
 def _add_gradients(
@@ -139,7 +142,8 @@ def _add_gradients(
     with autocast(state.world.device, state.dtype):
         outputs = state.parallel_model(images)
     losses = state.loss(outputs.float(), labels)
-    state.scaler.scale(losses.sum() * weight).backward()
+    # The gradient of weight * losses.sum(), without computing that.
+    state.scaler.scale(losses).backward(torch.full_like(losses, weight))
     return losses.detach(), outputs.detach()
 
 
@@ -174,7 +178,7 @@ def _batches(state: TrainingState, epoch: int) -> Iterator[tuple[int, torch.Tens
     first = state.progress.step - epoch * len(state.order)
     sampler = DistributedBatchSampler(state.order, state.world, state.config.seed, epoch, first)
     shares = tqdm(
-        share_loader(state.splits.train, sampler),
+        sampler,
         desc=f"epoch {epoch + 1}",
         initial=first,
         total=len(state.order),
@@ -182,8 +186,8 @@ def _batches(state: TrainingState, epoch: int) -> Iterator[tuple[int, torch.Tens
         leave=False,
         disable=not (state.world.is_main and sys.stderr.isatty()),
     )
-    for batch, (images, labels) in enumerate(shares, start=first):
-        yield state.order.batch_size(batch), images, labels
+    for batch, share in enumerate(shares, start=first):
+        yield state.order.batch_size(batch), *state.splits.train[share]
 
 
 def _log_step(state: TrainingState, epoch: int, recorder: Recorder | None) -> None:

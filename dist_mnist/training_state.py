@@ -103,6 +103,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         world,
         accumulates=trainer.micro_batch_size is not None,
         sync_batch_norm=trainer.sync_batch_norm,
+        timeout_seconds=trainer.timeout_seconds,
     )
     optimizer: torch.optim.Optimizer = instantiate(
         "optimizer",
