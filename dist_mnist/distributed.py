@@ -237,7 +237,10 @@ def _average_through_shared_memory(
         timeout_seconds=timeout_seconds,
     )
 
-    def average(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def average(
+        _: None,
+        bucket: dist.GradBucket,  # type: ignore[name-defined]
+    ) -> torch.futures.Future[torch.Tensor]:
         done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         done.set_result(add_up(bucket.buffer()).div_(world.size))
         return done
