@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_mnist import checkpoint
-from dist_mnist.tracking import Journal, Line, Tracker
+from dist_mnist.journal import Journal, Line
+from dist_mnist.tracking import Tracker
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dist_mnist.journal import read_journal
 from dist_mnist.metrics import Evaluation, Mistake
-from dist_mnist.tracking import read_journal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,10 +15,11 @@ from dist_mnist.console import describe, log_to_file, result_line
 from dist_mnist.data import load_splits
 from dist_mnist.distributed import World, broadcast_object
 from dist_mnist.errors import InputError
+from dist_mnist.journal import Journal
 from dist_mnist.metrics import Evaluation
 from dist_mnist.recorder import Recorder
 from dist_mnist.run_directory import choose_run_directory, lock_run_directory, write_config
-from dist_mnist.tracking import Journal, start_tracking
+from dist_mnist.tracking import start_tracking
 from dist_mnist.train import fit, score
 from dist_mnist.training_state import TrainingState, build_training_state, restore
 

@@ -1,76 +1,22 @@
-"""Where a run's numbers go: the journal on disk, and wandb.
+"""wandb: what a run shows of itself beyond its own directory."""
 
-The journal, `metrics.jsonl`, is the record; wandb and every picture can be made again from it.
-"""
-
-import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from dist_mnist.config import TrackingConfig, TrackingMode
 from dist_mnist.errors import InputError, one_line
+from dist_mnist.journal import Line
 
 logger = logging.getLogger(__name__)
 
-Line = Mapping[str, Any]
-
-SERVER_TIMEOUT_SECONDS = 20.0  # the other ranks wait while wandb looks for its server
-
-
-class Journal:
-    """The file `metrics.jsonl`: one JSON object a line, only ever added to while a run lasts."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / "metrics.jsonl"
-        self._file: IO[str] = self.path.open("a", encoding="utf-8")
-
-    def write(self, line: Line) -> None:
-        """Add a line and hand it to the operating system."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def sync(self) -> None:
-        """Put all lines on the disk, so that a checkpoint never knows more than the journal."""
-        os.fsync(self._file.fileno())
-
-    def cut_back(self, step: int, finished_epochs: int) -> None:
-        """Drop what a run that continues from a checkpoint will write again.
-
-        Args:
-            step: The checkpoint's step; later step lines go.
-            finished_epochs: The epochs that were finished by then; later epoch lines go.
-        """
-        self._file.close()
-        kept = [
-            line
-            for line in read_journal(self.path)
-            if (line["kind"] == "step" and line["step"] <= step)
-            or (line["kind"] == "epoch" and line["epoch"] <= finished_epochs)
-        ]
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the journal's lines; a last line that a crash tore off is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if text.endswith("\n"):
-            lines.append(json.loads(text))
-    return lines
+SERVER_TIMEOUT_SECONDS = 20.0  # how long wandb looks for its server
 
 
 class Tracker(Protocol):
@@ -177,15 +123,77 @@ class WandbRun:
         self._run.finish(exit_code=exit_code)
 
 
+class BackgroundTracker:
+    """Another tracker on a thread of its own: training waits for neither its start nor its server.
+
+    What goes wrong there is raised by the next call here.
+
+    Args:
+        start: Returns the tracker.
+    """
+
+    def __init__(self, start: Callable[[], Tracker]) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
+        self._tracker = self._thread.submit(start)
+        self._calls: deque[Future[Any]] = deque([self._tracker])
+
+    def _call(self, function: Callable[[Tracker], Any]) -> Future[Any]:
+        while self._calls and self._calls[0].done():
+            self._calls.popleft().result()
+        self._calls.append(self._thread.submit(lambda: function(self._tracker.result())))
+        return self._calls[-1]
+
+    def log(self, line: Line) -> None:
+        """Add the numbers of one line of the journal, at the line's step."""
+        self._call(lambda tracker: tracker.log(line))
+
+    def log_pictures(self, pictures: Sequence[Path], step: int) -> None:
+        """Add pictures, under their file names."""
+        self._call(lambda tracker: tracker.log_pictures(pictures, step))
+
+    def log_table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """Add a table; a cell that is a uint8 tensor of shape (H, W) becomes a picture."""
+        self._call(lambda tracker: tracker.log_table(name, columns, rows, step))
+
+    def keep(self, checkpoint: Path) -> None:
+        """Upload a checkpoint, where there is a server."""
+        self._call(lambda tracker: tracker.keep(checkpoint))
+
+    def how_to_look(self) -> str:
+        """Return where to see the run, once that is known."""
+        return str(self._call(lambda tracker: tracker.how_to_look()).result())
+
+    def finish(self, exit_code: int) -> None:
+        """End the run, when all of it has been handed over."""
+        # A run that failed has an error of its own to tell.
+        with self._thread, suppress(Exception) if exit_code else nullcontext():
+            self._call(lambda tracker: tracker.finish(exit_code))
+            for call in self._calls:
+                call.result()
+
+
 def start_tracking(config: TrackingConfig, run_dir: Path, run_config: dict[str, Any]) -> Tracker:
-    """Begin or continue this run directory's wandb run.
+    """Begin or continue this run directory's wandb run, in the background.
 
     Raises:
-        InputError: wandb cannot start in the mode that was asked for.
+        InputError: WANDB_MODE is none that wandb knows, or the server cannot be had with
+            tracking=online. What goes wrong in the other modes is raised by a later call.
     """
     mode = _requested_mode(config.mode)
     if mode == "disabled":
         return NoTracking()
+    tracker = BackgroundTracker(lambda: _start_wandb(mode, config, run_dir, run_config))
+    if mode == "online":  # whoever insists on the server is told at once that there is none
+        tracker.how_to_look()
+    return tracker
+
+
+def _start_wandb(
+    mode: Literal["auto", "online", "offline"],
+    config: TrackingConfig,
+    run_dir: Path,
+    run_config: dict[str, Any],
+) -> Tracker:
     import wandb
 
     def start(mode: Literal["online", "offline"]) -> Tracker:

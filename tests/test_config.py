@@ -8,8 +8,8 @@ from hydra.errors import ConfigCompositionException
 
 from dist_mnist.config import config_from_plain, plain_config
 from dist_mnist.errors import InputError
+from dist_mnist.journal import read_journal
 from dist_mnist.run import run
-from dist_mnist.tracking import read_journal
 from tests.helpers import SOLO, make_config
 
 CONF = Path(__file__).parent.parent / "conf"

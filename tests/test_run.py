@@ -10,8 +10,8 @@ import torch
 from dist_mnist import checkpoint
 from dist_mnist.distributed import session
 from dist_mnist.errors import InputError
+from dist_mnist.journal import read_journal
 from dist_mnist.run import run
-from dist_mnist.tracking import read_journal
 from tests.helpers import SOLO, make_config, run_ranks
 
 SMALL = (

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from dist_mnist.errors import InputError
+from dist_mnist.journal import read_journal
 from dist_mnist.run import run
-from dist_mnist.tracking import NoTracking, read_journal, start_tracking
+from dist_mnist.tracking import NoTracking, start_tracking
 from tests.helpers import SOLO, free_port, make_config
 
 
