@@ -186,8 +186,10 @@ def all_reduce_sum(world: World, tensor: torch.Tensor) -> torch.Tensor:
 def parallelize(
     model: nn.Module,
     world: World,
+    *,
     accumulates: bool,
     sync_batch_norm: bool,
+    compress_gradients: bool,
     timeout_seconds: int,
 ) -> nn.Module:
     """Wrap a module on its device so that backward averages the gradients over all ranks.
@@ -197,6 +199,7 @@ def parallelize(
         world: This process.
         accumulates: Whether some backward passes will run under `without_sync`.
         sync_batch_norm: Whether batch norm takes its statistics over all ranks (GPUs only).
+        compress_gradients: Send gradients as bfloat16, half the bytes, rounded.
         timeout_seconds: How long a process waits for the others' gradients.
 
     Raises:
@@ -220,7 +223,11 @@ def parallelize(
         **_NO_BUFFER_SYNC,
     )
     on_one_machine = world.local_size == world.size
-    if world.device.type == "cpu" and on_one_machine and shared_memory.is_supported():
+    if compress_gradients:
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+        parallel_model.register_comm_hook(None, default_hooks.bf16_compress_hook)
+    elif world.device.type == "cpu" and on_one_machine and shared_memory.is_supported():
         _average_through_shared_memory(parallel_model, world, timeout_seconds)
     return parallel_model
 

@@ -47,11 +47,14 @@ class MLP(nn.Module):
 class ConvNet(nn.Module):
     """A plain convolutional network: no padding, max-pooling after every layer but the last.
 
+    A layer with a stride above 1 makes its output smaller by itself and is not pooled.
+
     Args:
         image_shape: Channels, height and width.
         num_classes: The size of the output.
         channels: Output channels of each convolution.
         kernel_sizes: The side of each convolution's kernel.
+        strides: The stride of each convolution.
         dropout: The share of features that training sets to zero before the linear layer.
     """
 
@@ -61,6 +64,7 @@ class ConvNet(nn.Module):
         num_classes: int,
         channels: Sequence[int] = (16, 32, 64),
         kernel_sizes: Sequence[int] = (5, 3, 3),
+        strides: Sequence[int] = (1, 1, 1),
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -68,14 +72,16 @@ class ConvNet(nn.Module):
         width, height, side = image_shape
         if height != side:
             raise ValueError(f"images must be square, not {height} by {side}")
-        if len(channels) != len(kernel_sizes):
+        if not len(channels) == len(kernel_sizes) == len(strides):
             raise ValueError(
-                f"channels={channels} and kernel_sizes={kernel_sizes} differ in number"
+                f"channels={channels}, kernel_sizes={kernel_sizes} and strides={strides} "
+                f"differ in number"
             )
-        for index, (out, kernel) in enumerate(zip(channels, kernel_sizes, strict=True)):
-            layers.append(nn.Conv2d(width, out, kernel, bias=False))
-            side -= kernel - 1
-            if index < len(channels) - 1:
+        for index, out in enumerate(channels):
+            kernel, stride = kernel_sizes[index], strides[index]
+            layers.append(nn.Conv2d(width, out, kernel, stride, bias=False))
+            side = (side - kernel) // stride + 1
+            if stride == 1 and index < len(channels) - 1:
                 # Before the normalisation, which then has a quarter of the values to work on.
                 layers.append(nn.MaxPool2d(2))
                 side //= 2

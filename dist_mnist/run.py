@@ -101,10 +101,11 @@ def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Eva
     weights = broadcast_object(state.world, weights)
     if weights is not None:
         state.model.load_state_dict(weights)
+    started = perf_counter()
     test = score(state, state.splits.test)
     assert test is not None
     if recorder:
-        _report(state, test, recorder)
+        _report(state, test, perf_counter() - started, recorder)
         recorder.tracker.keep(best)
     return test
 
@@ -118,7 +119,7 @@ def _best_weights(path: Path) -> dict[str, torch.Tensor] | None:
     return weights
 
 
-def _report(state: TrainingState, test: Evaluation, recorder: Recorder) -> None:
+def _report(state: TrainingState, test: Evaluation, seconds: float, recorder: Recorder) -> None:
     """Write the test's line, and draw the pictures, into the run directory and into wandb."""
     step, classes = state.progress.step, state.splits.classes
     images = state.splits.test.images.cpu()
@@ -132,6 +133,7 @@ def _report(state: TrainingState, test: Evaluation, recorder: Recorder) -> None:
             "test/accuracy": test.accuracy,
             "test/correct": test.correct,
             "test/count": test.count,
+            "seconds": round(seconds, 3),
             "test/confusion": test.confusion(len(classes)).tolist(),
             "test/mistakes": [asdict(mistake) for mistake in mistakes],
         }

@@ -99,10 +99,11 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     seed_device(world.device, keyed_seed(config.seed, "weights"))
     model = build_model(config).to(world.device)
     parallel_model = parallelize(
-        model,
+        _compiled(model, world) if trainer.compile else model,
         world,
         accumulates=trainer.micro_batch_size is not None,
         sync_batch_norm=trainer.sync_batch_norm,
+        compress_gradients=trainer.compress_gradients,
         timeout_seconds=trainer.timeout_seconds,
     )
     optimizer: torch.optim.Optimizer = instantiate(
@@ -170,6 +171,17 @@ def build_model(config: Config) -> nn.Module:
             f"model gives outputs of shape {shape[1:]} for data.num_classes={data.num_classes}."
         )
     return model.to(memory_format=torch.channels_last)
+
+
+def _compiled(model: nn.Module, world: World) -> nn.Module:
+    """Return what shares the model's weights and compiles itself when training first calls it."""
+    try:
+        torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=world.device))
+    except Exception as error:
+        raise InputError(
+            f"trainer.compile=true cannot be used on this machine: {one_line(error)[:300]}."
+        ) from error
+    return torch.compile(model)  # type: ignore[return-value]
 
 
 def build_loss(config: Config) -> nn.Module:

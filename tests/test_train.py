@@ -1,5 +1,6 @@
 """The loop's arithmetic: the same at every world size, in every accumulation, in every mode."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,22 @@ def test_three_steps_are_the_same_at_every_world_size(
     for size in sizes:
         for weights in run_ranks(size, trained, overrides):
             assert largest_difference(alone, weights) < 1e-6
+
+
+def test_compressed_gradients_are_nearly_the_same(small_root: Path) -> None:
+    overrides = [*EXACT, f"data.root={small_root}", "trainer.epochs=1"]
+    alone = trained(overrides)
+    for weights in run_ranks(2, trained, [*overrides, "trainer.compress_gradients=true"]):
+        assert 0 < largest_difference(alone, weights) < 1e-2
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_network_learns_the_same(small_root: Path) -> None:
+    overrides = [*EXACT, f"data.root={small_root}", "trainer.epochs=1"]
+    overrides.append("trainer.global_batch_size=100")  # the last batch is of another shape
+    eager = trained(overrides)
+    for weights in run_ranks(2, trained, [*overrides, "trainer.compile=true"]):
+        assert largest_difference(eager, weights) < 1e-5
 
 
 def test_a_rank_without_a_share_changes_nothing(small_root: Path) -> None:
