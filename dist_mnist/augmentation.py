@@ -5,8 +5,6 @@ comes in: a global batch is changed in the same way however many processes share
 """
 
 import math
-from collections.abc import Iterator
-from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -59,14 +57,6 @@ def shift(images: torch.Tensor, most: int, down: torch.Tensor, right: torch.Tens
     stretch = image - 2 * most * row - 2 * most
     moved = padded.flatten().unfold(0, stretch, 1).index_select(0, starts)
     return moved.as_strided((count, channels, height, width), (stretch, channel, row, 1))
-
-
-def all_shifts(images: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
-    """Yield the images moved in every way that `shift` can move them, (2 * most + 1)**2 in all."""
-    height, width = images.shape[2:]
-    padded = F.pad(images, (most, most, most, most))
-    for down, right in product(range(2 * most + 1), repeat=2):
-        yield padded[:, :, down : down + height, right : right + width]
 
 
 def rotate_and_scale(

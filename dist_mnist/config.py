@@ -47,9 +47,9 @@ def _require(condition: bool, key: str, value: object, rule: str) -> None:
         raise InputError(f"{key}={value} cannot be used: {rule}.")
 
 
-def _require_at_least_one(group: str, config: object, but: str = "") -> None:
+def _require_at_least_one(group: str, config: object) -> None:
     for key, value in vars(config).items():
-        if type(value) is int and key != but:
+        if type(value) is int:
             _require(value >= 1, f"{group}.{key}", value, "it must be at least 1")
 
 
@@ -103,7 +103,6 @@ class TrainerConfig:
     global_batch_size: int
     micro_batch_size: int | None
     evaluation_batch_size: int
-    evaluation_shift_pixels: int
     device: str
     precision: Precision
     gradient_clip_norm: float | None
@@ -116,9 +115,8 @@ class TrainerConfig:
     timeout_seconds: int
 
     def __post_init__(self) -> None:
-        _require_at_least_one("trainer", self, but="evaluation_shift_pixels")
-        shift, clip = self.evaluation_shift_pixels, self.gradient_clip_norm
-        _require(shift >= 0, "trainer.evaluation_shift_pixels", shift, "it must not be negative")
+        _require_at_least_one("trainer", self)
+        clip = self.gradient_clip_norm
         _require(clip is None or clip > 0, "trainer.gradient_clip_norm", clip, "it must be above 0")
 
 

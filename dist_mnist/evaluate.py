@@ -50,7 +50,6 @@ def evaluate_checkpoint(options: EvaluationConfig, world: World) -> Evaluation:
         world,
         options.trainer.evaluation_batch_size,
         compute_dtype(precision, world.device),
-        config.trainer.evaluation_shift_pixels,
     )
     logger.info(result_line(evaluation, perf_counter() - started, path))
     return evaluation

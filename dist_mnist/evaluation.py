@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from dist_mnist.augmentation import all_shifts
 from dist_mnist.data import ImageTensors, Normalization
 from dist_mnist.distributed import World, all_reduce_sum, broadcast_buffers
 from dist_mnist.metrics import Evaluation
@@ -19,7 +18,6 @@ def evaluate(
     world: World,
     batch_size: int,
     dtype: torch.dtype,
-    shift_pixels: int = 0,
 ) -> Evaluation:
     """Predict every sample once, in eval mode; the model is left in the mode it was in.
 
@@ -34,9 +32,6 @@ def evaluate(
         world: This process.
         batch_size: Samples per forward pass of one process.
         dtype: What the forward pass computes in.
-        shift_pixels: Show the model each image also moved by up to so many pixels in both
-            directions, and take the mean of its outputs: better answers, for
-            (2 * shift_pixels + 1)**2 times the work.
     """
     was_training = model.training
     model.eval()
@@ -45,9 +40,8 @@ def evaluate(
     mine = torch.arange(world.rank, len(dataset), world.size, device=world.device)
     for indices in mine.split(batch_size):
         images, labels = dataset[indices]
-        views = list(all_shifts(images, shift_pixels))
         with autocast(world.device, dtype):
-            outputs = sum(model(normalization(view)).float() for view in views) / len(views)
+            outputs = model(normalization(images)).float()
         confidences, predictions = outputs.softmax(dim=1).max(dim=1)
         seen = torch.ones_like(confidences)
         table[:, indices] = torch.stack((loss(outputs, labels), predictions, confidences, seen))

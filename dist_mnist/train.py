@@ -170,7 +170,6 @@ def score(state: TrainingState, dataset: ImageTensors) -> Evaluation | None:
         state.world,
         state.config.trainer.evaluation_batch_size,
         state.dtype,
-        state.config.trainer.evaluation_shift_pixels,
     )
 
 

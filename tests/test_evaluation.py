@@ -48,17 +48,6 @@ def test_the_answers_are_those_of_a_plain_pass() -> None:
     assert evaluation.accuracy == evaluation.correct / 107
 
 
-def test_answers_to_moved_images_are_averaged() -> None:
-    model, normalization = build().eval(), Normalization(0.1, 0.3)
-    padded = nn.functional.pad(DATASET.images, (1, 1, 1, 1))
-    moves = [padded[:, :, y : y + 28, x : x + 28] for y in range(3) for x in range(3)]
-    with torch.no_grad():
-        logits = torch.stack([model(normalization(moved)) for moved in moves]).mean(0)
-    found = evaluate(model, LOSS, DATASET, normalization, SOLO, 16, torch.float32, shift_pixels=1)
-    torch.testing.assert_close(found.confidences, logits.softmax(1).max(1).values)
-    assert found.count == 107
-
-
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_world_size_gives_the_same_answers(size: int) -> None:
     alone = answers()
