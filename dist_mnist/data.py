@@ -31,7 +31,8 @@ class Normalization:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 images of any shape to float32 of the same shape."""
         shift = torch.full((), -self.mean / self.std, device=images.device)
-        return torch.add(shift, images.float(), alpha=1 / (255 * self.std))
+        pixels = images.float()
+        return torch.add(shift, pixels, alpha=1 / (255 * self.std), out=pixels)
 
 
 class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):

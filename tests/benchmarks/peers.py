@@ -1,0 +1,311 @@
+"""One epoch of ours beside the same training in other libraries.
+
+Every contender starts from the same weights and sees the same 60,000 images in the same batches
+with the same optimizer in float32: what differs is the loop, and how the data come to it.
+"""
+
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dist_mnist.journal import read_journal
+from dist_mnist.mnist import MNIST
+from dist_mnist.seeding import keyed_seed, seed_device
+from dist_mnist.training_state import build_model
+from tests.benchmarks.measure import (
+    Spread,
+    in_turn,
+    python_command,
+    run_program,
+    table,
+    write_record,
+)
+from tests.helpers import make_config
+
+BATCH_SIZES = {"mlp": 128, "cnn": 256}
+WORLD_SIZES = (1, 2)
+EPOCHS = 2  # the first one warms up, the last one counts
+SEED = 0
+OURS = "dist_mnist"
+OURS_TRACKED = "dist_mnist, wandb offline"
+TRACKING = {OURS: "disabled", OURS_TRACKED: "offline"}
+
+# What a contender is called, its script, and the package that it needs.
+PEERS = {
+    "plain PyTorch": ("plain", "torch"),
+    "Lightning": ("with_lightning", "lightning"),
+    "Accelerate": ("with_accelerate", "accelerate"),
+    "Ignite": ("with_ignite", "ignite"),
+}
+
+WORKERS_TRIED = (0, 1, 2)
+PILOT_STEPS, PILOT_EPOCHS = 100, 4
+ACCURACY_MARGIN = 0.01  # two epochs of another order of the images differ by less
+OUR_COLOUR, PEER_COLOUR = "#d1682b", "#3b6fb6"
+COLUMNS = (
+    "",
+    "seconds of the 2nd epoch",
+    "times ours",
+    "test accuracy",
+    "whole process, s",
+    "evaluation, s",
+    "largest process, MB",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all contenders do once: one network, by so many processes."""
+
+    model: str
+    world_size: int
+    weights: Path
+    data: Path
+
+    def __str__(self) -> str:
+        processes = "process" if self.world_size == 1 else "processes"
+        batch_size = BATCH_SIZES[self.model]
+        return f"{self.model}, batch {batch_size}, {self.world_size} {processes}"
+
+
+def run(folder: Path, data: str, rounds: int = 3) -> None:
+    """Measure every network at every world size; write `peers.json` and `peers.png`.
+
+    Raises:
+        RuntimeError: A contender failed, or learnt less or more than the others do.
+    """
+    root = Path(data).resolve()
+    unpack(root)
+    results: dict[str, Any] = {}
+    with TemporaryDirectory() as scratch:
+        for model in BATCH_SIZES:
+            weights = write_initial_weights(model, Path(scratch))
+            for world_size in filter(_is_possible, WORLD_SIZES):
+                case = Case(model, world_size, weights, root)
+                results[str(case)] = _measure(case, rounds)
+    complaints = [text for case, result in results.items() for text in _complaints(case, result)]
+    parts = [_markdown(case, result) for case, result in results.items()]
+    write_record(folder, "peers", results, "\n\n".join([*parts, *complaints]))
+    draw(folder / "peers.png", results)
+    if complaints:
+        raise RuntimeError("not all contenders did the same work:\n" + "\n".join(complaints))
+
+
+def unpack(root: Path) -> None:
+    """Put MNIST where torchvision looks for it."""
+    for train in (True, False):
+        MNIST(str(root), train)
+
+
+def write_initial_weights(model: str, folder: Path) -> Path:
+    """Write the weights that `python -m dist_mnist` begins with."""
+    config = make_config(f"model={model}", f"seed={SEED}")
+    seed_device(torch.device("cpu"), keyed_seed(SEED, "weights"))
+    path = folder / f"{model}.pt"
+    torch.save(build_model(config).state_dict(), path)
+    return path
+
+
+def _is_possible(world_size: int) -> bool:
+    """Whether each process would have a GPU of its own, or all of them compute on the CPU."""
+    possible = not torch.cuda.is_available() or world_size <= torch.cuda.device_count()
+    if not possible:
+        print(f"left out: {world_size} processes, for want of GPUs", file=sys.stderr)
+    return possible
+
+
+def _measure(case: Case, rounds: int) -> dict[str, Any]:
+    installed = [name for name, (_, package) in PEERS.items() if find_spec(package)]
+    pilot = {workers: _pilot(case, workers) for workers in WORKERS_TRIED}
+    workers = min(pilot, key=pilot.__getitem__)
+    print(f"{case}: {workers} data loading workers, by {pilot}", file=sys.stderr)
+    contenders = {name: partial(_run_ours, case, mode) for name, mode in TRACKING.items()}
+    contenders |= {name: partial(_run_peer, case, name, workers) for name in installed}
+    runs = in_turn(contenders, rounds)
+    return {
+        "workers": workers,
+        "pilot_seconds": pilot,
+        "left_out": sorted(set(PEERS) - set(installed)),
+        "contenders": {name: _summarise(runs[name], runs[OURS]) for name in contenders},
+        "runs": runs,
+    }
+
+
+def _pilot(case: Case, workers: int) -> float:
+    """Return the plain loop's shortest time for a few steps, but for the first epoch's."""
+    options = {"epochs": PILOT_EPOCHS, "limit": PILOT_STEPS}
+    seconds: list[float] = _run_peer(case, "plain PyTorch", workers, **options)["seconds_per_epoch"]
+    return min(seconds[1:])
+
+
+def _run_peer(
+    case: Case, name: str, workers: int, epochs: int = EPOCHS, limit: int | None = None
+) -> dict[str, Any]:
+    return _run(
+        case,
+        f"tests.benchmarks.contenders.{PEERS[name][0]}",
+        *(f"--model={case.model}", f"--weights={case.weights}", f"--data={case.data}"),
+        *(f"--global-batch-size={BATCH_SIZES[case.model]}", f"--epochs={epochs}"),
+        *(f"--workers={workers}", *([] if limit is None else [f"--limit={limit}"])),
+    )
+
+
+def _run_ours(case: Case, tracking: str) -> dict[str, Any]:
+    with TemporaryDirectory() as scratch:
+        run_dir = Path(scratch, "run")
+        measured = _run(
+            case,
+            "dist_mnist",
+            *(f"model={case.model}", f"trainer.global_batch_size={BATCH_SIZES[case.model]}"),
+            *(f"trainer.epochs={EPOCHS}", "trainer.precision=fp32", "data.validation_size=0"),
+            *("augmentation=none", "optimizer=adam", "scheduler=constant"),
+            *("loss.label_smoothing=0.0", f"tracking={tracking}", f"seed={SEED}"),
+            *(f"data.root={case.data}", f"run_dir={run_dir}"),
+            WANDB_MODE=tracking,
+        )
+        lines = read_journal(run_dir / "metrics.jsonl")
+    return {
+        "seconds_per_epoch": [line["seconds"] for line in lines if line["kind"] == "epoch"],
+        "test_accuracy": next(line["test/accuracy"] for line in lines if line["kind"] == "test"),
+        **measured,
+    }
+
+
+def _run(case: Case, module: str, *arguments: str, **environment: Any) -> dict[str, Any]:
+    """Run a module as so many processes; return what it and the process that watches it print."""
+    watcher = [*python_command(), "-m", "tests.benchmarks.peak_memory"]
+    # One process is started as most people would start it.
+    launcher = python_command(None if case.world_size == 1 else case.world_size)
+    if torch.cuda.is_available():
+        environment["CUDA_VISIBLE_DEVICES"] = _gpus(case.world_size)
+    output = run_program([*watcher, *launcher, "-m", module, *arguments], **environment)
+    found: dict[str, Any] = {}
+    for line in output.splitlines():
+        if line.startswith("{"):
+            found |= json.loads(line)
+    return found
+
+
+def _gpus(count: int) -> str:
+    """Return the first so many GPUs; some libraries would use one that is left over."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+    return ",".join(list(names)[:count])
+
+
+def _summarise(
+    runs: Sequence[Mapping[str, Any]], our_runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the medians and spreads of one contender."""
+    ratios = [
+        theirs["seconds_per_epoch"][-1] / ours["seconds_per_epoch"][-1]
+        for theirs, ours in zip(runs, our_runs, strict=True)
+    ]
+    accuracies = [run["test_accuracy"] for run in runs]
+    summary: dict[str, Any] = {
+        "epoch_seconds": _spread([run["seconds_per_epoch"][-1] for run in runs]),
+        "first_epoch_seconds": _spread([run["seconds_per_epoch"][0] for run in runs]),
+        "times_ours": _spread(ratios),
+        "test_accuracy": {"mean": statistics.mean(accuracies), **_spread(accuracies)},
+    }
+    for key in ("wall_seconds", "evaluation_seconds", "largest_process_mb"):
+        values = [run[key] for run in runs if key in run]
+        summary[key] = _spread(values) if values else None
+    return summary
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return vars(Spread.of(values)).copy()
+
+
+def _complaints(case: str, result: Mapping[str, Any]) -> list[str]:
+    """Name the contenders whose accuracy shows that they did not do the others' work."""
+    means = {name: c["test_accuracy"]["mean"] for name, c in result["contenders"].items()}
+    middle = statistics.median(means.values())
+    return [
+        f"**{case}: {name} scores {100 * mean:.2f} %, and the median is {100 * middle:.2f} %.**"
+        for name, mean in means.items()
+        # Not the other way round: what is not a number is no result either.
+        if not abs(mean - middle) <= ACCURACY_MARGIN
+    ]
+
+
+def _markdown(case: str, result: Mapping[str, Any]) -> str:
+    rows = [_row(name, summary) for name, summary in result["contenders"].items()]
+    rows += [[name, "not installed", *[""] * (len(COLUMNS) - 2)] for name in result["left_out"]]
+    workers = f"data loading workers of each process of the others: {result['workers']}"
+    return f"### {case}\n\n{workers}\n\n{table(COLUMNS, rows)}"
+
+
+def _row(name: str, summary: Mapping[str, Any]) -> list[str]:
+    accuracy = summary["test_accuracy"]
+    low, high = 100 * accuracy["least"], 100 * accuracy["greatest"]
+    return [
+        name,
+        _told(summary["epoch_seconds"]),
+        "1" if name == OURS else _told(summary["times_ours"]),
+        f"{100 * accuracy['mean']:.2f} % ({low:.2f} to {high:.2f})",
+        _told(summary["wall_seconds"]),
+        _told(summary["evaluation_seconds"]),
+        f"{summary['largest_process_mb']['median']:.0f}",
+    ]
+
+
+def _told(spread: Mapping[str, float] | None) -> str:
+    return "" if spread is None else str(Spread(**spread))
+
+
+def draw(path: Path, results: Mapping[str, Any]) -> None:
+    """Draw the seconds of an epoch, a panel for each case, into a PNG file."""
+    rows = math.ceil(len(results) / 2)
+    figure = Figure(figsize=(11, 0.6 + 2.5 * rows), dpi=100, layout="constrained")
+    figure.suptitle(
+        "Training seconds of one epoch of MNIST: median, least and greatest (x: times dist_mnist)"
+    )
+    panels = figure.subplots(rows, 2, squeeze=False).flat
+    for axes, (case, result) in zip(panels, results.items(), strict=False):
+        _draw_case(axes, case, result)
+    for axes in list(panels)[len(results) :]:
+        axes.remove()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _draw_case(axes: Axes, case: str, result: Mapping[str, Any]) -> None:
+    contenders = result["contenders"]
+    spreads = [Spread(**summary["epoch_seconds"]) for summary in contenders.values()]
+    medians = [spread.median for spread in spreads]
+    below = [spread.median - spread.least for spread in spreads]
+    above = [spread.greatest - spread.median for spread in spreads]
+    colours = [OUR_COLOUR if name in TRACKING else PEER_COLOUR for name in contenders]
+    axes.barh(range(len(medians)), medians, xerr=[below, above], color=colours, capsize=2.5)
+    for place, (name, spread) in enumerate(zip(contenders, spreads, strict=True)):
+        times = "" if name == OURS else f"  ({contenders[name]['times_ours']['median']:.2f} x)"
+        label = f"{spread.median:.3g} s{times}"
+        axes.annotate(
+            label,
+            (spread.greatest, place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    axes.set_yticks(range(len(medians)), list(contenders), fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.45 * max(spread.greatest for spread in spreads))
+    axes.set_title(case, fontsize=10)
+    axes.set_xlabel("seconds", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
