@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -139,8 +139,8 @@ def _wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
-def report(training: Stopwatch, evaluation: Stopwatch, accuracy: float) -> None:
-    """Let rank 0 print the result. Every rank must call it, while there is a process group.
+def report(training: Stopwatch, evaluation: Stopwatch, accuracy: float) -> NoReturn:
+    """Let rank 0 print the result, and end. Every rank must call it, with its process group.
 
     Raises:
         RuntimeError: The library has let every process train alone.
@@ -156,6 +156,8 @@ def report(training: Stopwatch, evaluation: Stopwatch, accuracy: float) -> None:
     }
     if RANK == 0:
         print(json.dumps(result), flush=True)
+    # An ordinary end is aborted now and then by a gloo thread that outlives the interpreter.
+    os._exit(0)
 
 
 def _greatest_over_ranks(value: float) -> float:

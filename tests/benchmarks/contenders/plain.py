@@ -55,8 +55,6 @@ def main() -> None:
     with evaluation.running():
         accuracy = evaluate(model, arguments, device)
     report(training, evaluation, accuracy)
-    if WORLD_SIZE > 1:
-        dist.destroy_process_group()
 
 
 def _set_up() -> torch.device:

@@ -50,7 +50,6 @@ def main() -> None:
     with evaluation.running():
         accuracy = evaluate(accelerator, model, test_loader)
     report(training, evaluation, accuracy)
-    accelerator.end_training()
 
 
 @torch.inference_mode()
