@@ -31,7 +31,7 @@ class Normalization:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 images of any shape to float32 of the same shape."""
         shift = torch.full((), -self.mean / self.std, device=images.device)
-        pixels = images.float()
+        pixels = images.to(torch.float32, copy=True)
         return torch.add(shift, pixels, alpha=1 / (255 * self.std), out=pixels)
 
 

@@ -31,6 +31,9 @@ T = TypeVar("T")
 # Tensors on the CPU (the small messages) always have gloo beside the accelerator's own backend.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
 
+# More than this is left to gloo, whose memory and work do not grow with the number of ranks.
+SHARED_MEMORY_LIMIT_BYTES = 2**29
+
 # What newer torch calls DDP's option `broadcast_buffers`, which it deprecates.
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _DDP_OPTIONS)
@@ -142,7 +145,7 @@ def _pick_device(name: str, local_rank: int, local_size: int, distributed: bool)
 def is_lost_contact(error: BaseException) -> bool:
     """Whether an error only says that another process is gone or does not answer."""
     is_gloo = isinstance(error, RuntimeError) and "gloo" in str(error)
-    return is_gloo or isinstance(error, (dist.DistError, ConnectionError, TimeoutError))
+    return is_gloo or isinstance(error, (dist.DistError, shared_memory.LostRankError))
 
 
 def launch_id() -> str | None:
@@ -222,25 +225,34 @@ def parallelize(
         # makes them equal before they are used, which saves a broadcast in every step.
         **_NO_BUFFER_SYNC,
     )
-    on_one_machine = world.local_size == world.size
+    gradient_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     if compress_gradients:
-        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-        parallel_model.register_comm_hook(None, default_hooks.bf16_compress_hook)
-    elif world.device.type == "cpu" and on_one_machine and shared_memory.is_supported():
-        _average_through_shared_memory(parallel_model, world, timeout_seconds)
+        # Under no name of its own, since DDP refuses it by name where there is no NCCL.
+        parallel_model.register_comm_hook(
+            None, lambda state, bucket: bf16_compress_hook(state, bucket)
+        )
+    elif _can_share_memory(world, gradient_bytes):
+        _average_through_shared_memory(parallel_model, world, gradient_bytes, timeout_seconds)
     return parallel_model
 
 
+def _can_share_memory(world: World, gradient_bytes: int) -> bool:
+    on_one_machine = world.local_size == world.size and world.device.type == "cpu"
+    fits = shared_memory.bytes_needed(world.size, gradient_bytes) <= SHARED_MEMORY_LIMIT_BYTES
+    return on_one_machine and fits and shared_memory.is_supported()
+
+
 def _average_through_shared_memory(
-    model: DistributedDataParallel, world: World, timeout_seconds: int
+    model: DistributedDataParallel, world: World, gradient_bytes: int, timeout_seconds: int
 ) -> None:
     """Let DDP hand its buckets of gradients to shared memory instead of to gloo."""
     add_up = shared_memory.SharedMemorySum(
         world.rank,
         world.size,
         name=broadcast_object(world, secrets.token_hex(16)),
-        capacity=sum(p.nbytes for p in model.parameters() if p.requires_grad),
+        capacity=gradient_bytes,
         timeout_seconds=timeout_seconds,
     )
 

@@ -54,7 +54,7 @@ class ConvNet(nn.Module):
         num_classes: The size of the output.
         channels: Output channels of each convolution.
         kernel_sizes: The side of each convolution's kernel.
-        strides: The stride of each convolution.
+        strides: The stride of each convolution; None for 1 throughout.
         dropout: The share of features that training sets to zero before the linear layer.
     """
 
@@ -64,7 +64,7 @@ class ConvNet(nn.Module):
         num_classes: int,
         channels: Sequence[int] = (16, 32, 64),
         kernel_sizes: Sequence[int] = (5, 3, 3),
-        strides: Sequence[int] = (1, 1, 1),
+        strides: Sequence[int] | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -72,6 +72,7 @@ class ConvNet(nn.Module):
         width, height, side = image_shape
         if height != side:
             raise ValueError(f"images must be square, not {height} by {side}")
+        strides = strides or [1] * len(channels)
         if not len(channels) == len(kernel_sizes) == len(strides):
             raise ValueError(
                 f"channels={channels}, kernel_sizes={kernel_sizes} and strides={strides} "

@@ -133,7 +133,7 @@ def _report(state: TrainingState, test: Evaluation, seconds: float, recorder: Re
             "test/accuracy": test.accuracy,
             "test/correct": test.correct,
             "test/count": test.count,
-            "seconds": round(seconds, 3),
+            "test/seconds": round(seconds, 3),
             "test/confusion": test.confusion(len(classes)).tolist(),
             "test/mistakes": [asdict(mistake) for mistake in mistakes],
         }

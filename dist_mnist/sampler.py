@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
-from dist_mnist.data import ImageTensors
 from dist_mnist.distributed import World
 from dist_mnist.seeding import keyed_seed
 
@@ -68,11 +67,3 @@ class DistributedBatchSampler(Sampler[torch.Tensor]):
         indices = torch.randperm(self.order.size, generator=generator).to(self.world.device)
         for batch in indices.split(self.order.global_batch_size)[self.first_batch :]:
             yield batch[self.world.rank :: self.world.size]
-
-
-def share_loader(
-    dataset: ImageTensors, sampler: DistributedBatchSampler
-) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
-    """Return a loader of this process's shares, as (images, labels) on the data set's device."""
-    # The sampler's index tensors fetch whole shares, so the loader has nothing to collate.
-    return DataLoader(dataset, batch_size=None, sampler=sampler)

@@ -15,12 +15,22 @@ from contextlib import suppress
 
 import torch
 
+ALIGNMENT_BYTES = 64  # a cache line, and more than any number needs
 SPIN_SECONDS = 100e-6  # looking again costs less than being woken, while the wait is short
+
+
+class LostRankError(ConnectionError):
+    """Another rank has ended, or does not answer in time."""
 
 
 def is_supported() -> bool:
     """Whether this operating system has what `SharedMemorySum` is made of."""
     return hasattr(os, "memfd_create") and hasattr(socket, "send_fds")
+
+
+def bytes_needed(size: int, capacity: int) -> int:
+    """Return the memory that a sum of so many bytes over so many ranks takes, all together."""
+    return 2 * size * (capacity + -capacity % ALIGNMENT_BYTES)
 
 
 class SharedMemorySum:
@@ -35,28 +45,33 @@ class SharedMemorySum:
         name: What this sum is known by; the same on every rank, and on this machine its own.
         capacity: The number of bytes of the largest tensor.
         timeout_seconds: How long to wait for another rank.
+
+    Raises:
+        LostRankError: Another rank has not connected.
     """
 
     def __init__(
         self, rank: int, size: int, name: str, capacity: int, timeout_seconds: float
     ) -> None:
         self._rank = rank
-        self._peers, descriptor = _connect(rank, size, name, timeout_seconds)
-        capacity += -capacity % 64
-        os.ftruncate(descriptor, 2 * size * capacity)
-        memory = mmap.mmap(descriptor, 2 * size * capacity)
+        try:
+            self._peers, descriptor = _connect(rank, size, name, timeout_seconds)
+        except (BlockingIOError, ConnectionError, IndexError, struct.error) as error:
+            raise LostRankError(f"rank {rank} waited for the others in vain: {error}") from error
+        total = bytes_needed(size, capacity)
+        os.ftruncate(descriptor, total)
+        memory = mmap.mmap(descriptor, total)
         os.close(descriptor)
         # Two halves in turn: whoever writes into one knows that all have read it, since all have
         # since then said that they wrote into the other.
-        self._halves = torch.frombuffer(memory, dtype=torch.uint8).view(2, size, capacity)
+        self._halves = torch.frombuffer(memory, dtype=torch.uint8).view(2, size, -1)
         self._turn = 0
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace a contiguous CPU tensor by its sum over all ranks, and return it.
 
         Raises:
-            ConnectionError: Another rank has ended.
-            TimeoutError: Another rank has not called this in time.
+            LostRankError: Another rank has ended, or has not called this in time.
         """
         written = self._halves[self._turn, :, : tensor.nbytes].view(tensor.dtype)
         self._turn = 1 - self._turn
@@ -136,10 +151,10 @@ def _await_byte(rank: int, peer: socket.socket) -> None:
             break
         except BlockingIOError as error:
             if sleeps:
-                raise TimeoutError(f"rank {rank} does not answer") from error
+                raise LostRankError(f"rank {rank} does not answer") from error
             os.sched_yield()
         except ConnectionError:
             received = b""
             break
     if not received:
-        raise ConnectionResetError(f"rank {rank} has ended")
+        raise LostRankError(f"rank {rank} has ended")

@@ -164,10 +164,16 @@ class BackgroundTracker:
         return str(self._call(lambda tracker: tracker.how_to_look()).result())
 
     def finish(self, exit_code: int) -> None:
-        """End the run, when all of it has been handed over."""
+        """End the run, when all of it has been handed over; as failed, if any of that failed."""
+
+        def end() -> None:
+            failed = any(call.done() and call.exception() for call in earlier)
+            self._tracker.result().finish(1 if failed else exit_code)
+
+        earlier = list(self._calls)
+        self._calls.append(self._thread.submit(end))
         # A run that failed has an error of its own to tell.
         with self._thread, suppress(Exception) if exit_code else nullcontext():
-            self._call(lambda tracker: tracker.finish(exit_code))
             for call in self._calls:
                 call.result()
 

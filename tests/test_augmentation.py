@@ -46,6 +46,16 @@ def test_a_shift_lets_nothing_come_in_from_the_other_side() -> None:
     assert int((moved[:, :, 1:-1, 1:-1] != 9).sum()) == 0
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_colours_of_an_image_move_together(memory_format: torch.memory_format) -> None:
+    grey = some_images()
+    colours = torch.cat((grey, grey // 2, grey // 3), dim=1).to(memory_format=memory_format)
+    limits = AugmentationConfig(2, 0.0, 0.0)
+    moved = augment(grey, limits, numbers(50))
+    expected = torch.cat((moved, moved // 2, moved // 3), dim=1)
+    assert torch.equal(augment(colours, limits, numbers(50)), expected)
+
+
 def test_turning_and_scaling_keeps_shape_type_and_centre() -> None:
     images = torch.zeros(20, 3, 29, 29, dtype=torch.uint8)
     images[:, :, 13:16, 13:16] = 200

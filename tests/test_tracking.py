@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dist_mnist.errors import InputError
-from dist_mnist.journal import read_journal
+from dist_mnist.journal import Line, read_journal
 from dist_mnist.run import run
-from dist_mnist.tracking import NoTracking, start_tracking
+from dist_mnist.tracking import BackgroundTracker, NoTracking, start_tracking
 from tests.helpers import SOLO, free_port, make_config
 
 
@@ -100,6 +100,36 @@ def test_a_run_that_fails_is_marked_as_failed(
         run(make_config(*overrides, "data.validation_size=50"), SOLO)
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert json.loads(inspect(file, "--summary"))["exit_code"] == 1
+
+
+class FailingTracker(NoTracking):
+    """Refuses every line."""
+
+    def __init__(self) -> None:
+        self.exit_codes: list[int] = []
+
+    def log(self, line: Line) -> None:
+        raise OSError(f"no room for step {line['step']}")
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_codes.append(exit_code)
+
+
+def test_what_goes_wrong_in_the_background_is_told_and_ends_the_run_as_failed() -> None:
+    failing = FailingTracker()
+    tracker = BackgroundTracker(lambda: failing)
+    tracker.log({"kind": "step", "step": 1})
+    with pytest.raises(OSError, match="no room for step 1"):
+        tracker.finish(exit_code=0)
+    assert failing.exit_codes == [1]
+
+
+def test_a_run_that_failed_has_its_own_error_to_tell() -> None:
+    failing = FailingTracker()
+    tracker = BackgroundTracker(lambda: failing)
+    tracker.log({"kind": "step", "step": 1})
+    tracker.finish(exit_code=1)
+    assert failing.exit_codes == [1]
 
 
 @pytest.mark.parametrize(

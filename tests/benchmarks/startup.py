@@ -48,7 +48,7 @@ def _import_torch() -> dict[str, Any]:
 
 def _until_first_step(world_size: int | None, *arguments: str) -> Callable[[], dict[str, Any]]:
     def measure() -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as run_dir:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as run_dir:
             where = [] if arguments == ("floor",) else [f"run_dir={run_dir}/run"]
             program = ["-m", "tests.benchmarks.startup_worker", *arguments, *where]
             return run_for_json(
