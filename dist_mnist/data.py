@@ -103,18 +103,16 @@ def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = 
             f"data.validation_size={config.validation_size} leaves nothing to train on: "
             f"{config.name} has {len(training)} training samples."
         )
+    normalization = Normalization(0.0, 1.0)
+    if config.normalize:
+        normalization = measure_normalization(training.images)
     held_out = stratified_choice(training.labels, config.validation_size, seed)
-    kept = torch.ones(len(training), dtype=torch.bool)
-    kept[held_out] = False
-    return DataSplits(
-        train=ImageTensors(*training[kept.nonzero().flatten()]),
-        validation=ImageTensors(*training[held_out]),
-        test=test,
-        normalization=(
-            measure_normalization(training.images) if config.normalize else Normalization(0.0, 1.0)
-        ),
-        classes=classes,
-    )
+    validation = ImageTensors(*training[held_out])
+    if config.validation_size:
+        kept = torch.ones(len(training), dtype=torch.bool)
+        kept[held_out] = False
+        training = ImageTensors(*training[kept.nonzero().flatten()])
+    return DataSplits(training, validation, test, normalization, classes)
 
 
 def load_part(
@@ -192,7 +190,7 @@ def measure_normalization(images: torch.Tensor) -> Normalization:
         images: uint8 of any shape.
     """
     counts = torch.zeros(256, dtype=torch.int64)
-    for part in images.flatten(1).split(10_000):
+    for part in images.flatten(1).split(1000):  # counted as int64, eight times their size
         counts += torch.bincount(part.flatten(), minlength=256)
     values = torch.arange(256, dtype=torch.int64)
     total = int(counts.sum())

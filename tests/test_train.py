@@ -10,7 +10,8 @@ from torch import nn
 
 from dist_mnist.data import load_splits
 from dist_mnist.distributed import session
-from dist_mnist.train import fit, train_epoch
+from dist_mnist.metrics import RunningMetrics, Totals
+from dist_mnist.train import fit, train_epoch, train_step
 from dist_mnist.training_state import TrainingState, build_training_state
 from tests.helpers import SOLO, make_config, run_ranks
 
@@ -251,3 +252,28 @@ def test_mixed_precision_learns_on_a_gpu(small_root: Path, precision: str) -> No
     assert state.scaler.is_enabled() == (precision == "fp16")
     assert state.progress.best_accuracy is not None
     assert state.progress.best_accuracy > 0.9
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiles", ["false", "true"])
+def test_a_step_never_waits_for_the_gpu(small_root: Path, compiles: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    config = make_config(
+        *("data=fashion_mnist", f"data.root={small_root}", "data.validation_size=50"),
+        *("trainer.global_batch_size=50", "trainer.device=cuda", "trainer.precision=bf16"),
+        f"trainer.compile={compiles}",
+    )
+    with session("cuda", timeout_seconds=60) as world:
+        splits = load_splits(config.data, config.seed).to(world.device)
+        state = build_training_state(config, world, splits)
+        metrics = RunningMetrics(world, Totals())
+        images, labels = splits.train[torch.arange(50, device=world.device)]
+        train_step(state, images, labels, 50, metrics)  # the first one compiles and tunes
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(40):
+                train_step(state, images, labels, 50, metrics)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert metrics.reduced().count == 41 * 50

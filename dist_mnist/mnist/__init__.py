@@ -39,8 +39,8 @@ class MNIST(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         folder = Path(root) / "MNIST" / "raw"
         part = "train" if train else "t10k"
         # The checksums vouch for the headers, so the sizes need no parsing.
-        images = bytearray(read_verified(folder, f"{part}-images-idx3-ubyte"))
-        labels = bytearray(read_verified(folder, f"{part}-labels-idx1-ubyte"))
+        images = read_verified(folder, f"{part}-images-idx3-ubyte")
+        labels = read_verified(folder, f"{part}-labels-idx1-ubyte")
         self.data = torch.frombuffer(images, dtype=torch.uint8, offset=16).view(-1, 28, 28)
         self.targets = torch.frombuffer(labels, dtype=torch.uint8, offset=8).long()
 
@@ -51,7 +51,7 @@ class MNIST(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return self.data[index], self.targets[index]
 
 
-def read_verified(folder: Path, name: str) -> bytes:
+def read_verified(folder: Path, name: str) -> bytearray:
     """Return one of the four files, unpacking it first where it is missing or not the original.
 
     Every process verifies the very bytes it returns, so it does not matter who unpacked the file
@@ -70,21 +70,24 @@ def read_verified(folder: Path, name: str) -> bytes:
     return content
 
 
-def _read_if_original(path: Path) -> bytes | None:
+def _read_if_original(path: Path) -> bytearray | None:
     try:
-        content = path.read_bytes()
+        # Straight into what the tensors will use: a copy would be 47 MB.
+        content = bytearray(path.stat().st_size)
+        with path.open("rb") as file:
+            file.readinto(content)
     except FileNotFoundError:
         return None
     return content if _is_original(path.name, content) else None
 
 
-def _is_original(name: str, content: bytes) -> bool:
+def _is_original(name: str, content: bytearray) -> bool:
     return hashlib.sha256(content).hexdigest() == CHECKSUMS[name]
 
 
-def _unpack(path: Path) -> bytes:
+def _unpack(path: Path) -> bytearray:
     packed = Path(__file__).parent / f"{path.name}.gz"
-    content = gzip.decompress(packed.read_bytes())
+    content = bytearray(gzip.decompress(packed.read_bytes()))
     if not _is_original(path.name, content):
         raise OSError(f"{packed} is damaged: install dist_mnist again")
     temporary = path.with_name(f".{path.name}.tmp")  # one for all: who writes holds the lock

@@ -103,7 +103,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def write_record(folder: Path, name: str, results: Mapping[str, Any], summary: str) -> Path:
     """Write `<name>.json`, with the machine and the versions, and print the summary."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"benchmark": name, "command": sys.argv[1:], **machine(), "results": results}
+    record = {"benchmark": name, **machine(), "results": results}
     path = folder / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"\n{name}\n\n{summary}\n\nwritten to {path}")
