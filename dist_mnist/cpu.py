@@ -18,7 +18,8 @@ def prepare_cpu(processes: int) -> None:
     them.
     """
     # Averages that fade away, such as Adam's of a gradient that has become 0, end in numbers too
-    # small for a CPU's fast path: a step would take up to twice as long.
+    # small for a CPU's fast path: a few per cent of a step, up to a third of it where hardly
+    # anything is left to learn.
     torch.set_flush_denormal(True)
     _keep_freed_memory()
     torch.set_num_threads(max(1, _usable_cores() // processes))
@@ -28,7 +29,7 @@ def _keep_freed_memory() -> None:
     """Let malloc keep what a step frees for the next step, instead of giving it back each time.
 
     Each page that comes back from the operating system is cleared and mapped anew: for a small
-    convolutional network a sixth of the time with one thread, a quarter with two.
+    convolutional network a tenth to a sixth of the time.
     """
     with suppress(AttributeError, OSError):  # another C library
         for parameter, value in LARGEST_THRESHOLDS.items():

@@ -86,6 +86,11 @@ class DataSplits:
             test=self.test.to(device),
         )
 
+    def without_train(self) -> "DataSplits":
+        """Return the same parts with nothing to train on, so that its memory can be freed."""
+        nothing = torch.empty(0, dtype=torch.int64, device=self.train.labels.device)
+        return replace(self, train=ImageTensors(*self.train[nothing]))
+
 
 def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = ()) -> DataSplits:
     """Load a data set, downloading it where it is missing, and hold the validation part out.

@@ -43,8 +43,11 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
         InputError: Something in the config cannot be used; nothing was overwritten.
     """
     started = perf_counter()
-    splits = load_splits(config.data, config.seed, config.trusted_modules)
-    state = build_training_state(config, world, splits.to(world.device))
+    state = build_training_state(
+        config,
+        world,
+        load_splits(config.data, config.seed, config.trusted_modules).to(world.device),
+    )
     run_dir = choose_run_directory(config, world)
     with lock_run_directory(run_dir, config.resume) if world.is_main else nullcontext():
         _resume(state, run_dir)
@@ -101,6 +104,7 @@ def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Eva
     weights = broadcast_object(state.world, weights)
     if weights is not None:
         state.model.load_state_dict(weights)
+    state.splits = state.splits.without_train()  # room for the pictures
     started = perf_counter()
     test = score(state, state.splits.test)
     assert test is not None
