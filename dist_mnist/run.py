@@ -137,7 +137,7 @@ def _report(state: TrainingState, test: Evaluation, seconds: float, recorder: Re
             "test/accuracy": test.accuracy,
             "test/correct": test.correct,
             "test/count": test.count,
-            "test/seconds": round(seconds, 3),
+            "seconds": round(seconds, 3),
             "test/confusion": test.confusion(len(classes)).tolist(),
             "test/mistakes": [asdict(mistake) for mistake in mistakes],
         }

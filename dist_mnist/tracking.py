@@ -75,6 +75,8 @@ class WandbRun:
     def log(self, line: Line) -> None:
         """Add the numbers of one line of the journal, at the line's step."""
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float))}
+        if line["kind"] == "test":  # not one more epoch's in the chart of the epochs
+            numbers["test/seconds"] = numbers.pop("seconds")
         if line["kind"] == "step":  # a chart of its own beside that of the epochs
             numbers = {
                 f"{key}_step" if key.startswith("train/") else key: value
