@@ -12,15 +12,7 @@ LARGEST_THRESHOLDS = {M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 2**31 - 1}
 
 
 def prepare_cpu(processes: int) -> None:
-    """Set this process up for computing, as one of so many that share the cores.
-
-    Call it before the first computation: the threads inherit the settings of the one that starts
-    them.
-    """
-    # Averages that fade away, such as Adam's of a gradient that has become 0, end in numbers too
-    # small for a CPU's fast path: a few per cent of a step, up to a third of it where hardly
-    # anything is left to learn.
-    torch.set_flush_denormal(True)
+    """Set this process up for computing, as one of so many that share the cores."""
     _keep_freed_memory()
     torch.set_num_threads(max(1, _usable_cores() // processes))
 

@@ -32,7 +32,6 @@ def build_contiguous_model(config: Config) -> nn.Module:
 TAKEN_AWAY: dict[str, dict[str, Any]] = {
     "nothing": {},
     "kept memory": {"dist_mnist.cpu._keep_freed_memory": lambda: None},
-    "flushed denormals": {"torch.set_flush_denormal": lambda _: True},
     "whole-image fetch": {"dist_mnist.data.ImageTensors.__getitem__": fetch_by_pixel},
     "metrics in bulk": {"dist_mnist.metrics.UPDATES_COUNTED_AT_ONCE": 1},
     "channels_last": {"dist_mnist.training_state.build_model": build_contiguous_model},
