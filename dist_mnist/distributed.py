@@ -240,7 +240,7 @@ def parallelize(
 
 def _can_share_memory(world: World, gradient_bytes: int) -> bool:
     # With torch 2.8 some trainings of several ranks have been seen to wait for ever.
-    if torch.__version__ < (2, 15):
+    if torch.torch_version.TorchVersion(torch.__version__) < "2.15":
         return False
     on_one_machine = world.local_size == world.size and world.device.type == "cpu"
     fits = shared_memory.bytes_needed(world.size, gradient_bytes) <= SHARED_MEMORY_LIMIT_BYTES
