@@ -1,6 +1,25 @@
-"""`python -m dist_mnist`: the main job."""
+"""`python -m dist_mnist` and `dist-mnist`: listens for signals first, then does the work."""
 
-from dist_mnist.cli import main
+import os
+import sys
+
+from dist_mnist import signals
+
+
+def main() -> None:
+    """Train, as the command line says; a signal that cuts it short gives the status STOPPED."""
+    try:
+        signals.install()
+        from dist_mnist import cli  # which takes a while, in which a signal may come
+
+        cli.main()
+    except signals.Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"stopped early by {stop}: start it again and it goes on", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(signals.STOPPED)  # as in cli: at once, whatever other ranks do
+
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,6 @@ so `--help` is quick.
 import functools
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from dist_mnist import signals
 from dist_mnist.config import Config, build_config, register_schema
 from dist_mnist.errors import InputError, one_line
 
 SUCCEEDED = 0
 FAILED = 1
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C has ended
 PATIENCE_SECONDS = 5.0  # what torchrun needs, and more, to end the other ranks after one has failed
 
 
@@ -69,14 +68,10 @@ def _telling_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any) -> Any:
         try:
             return function(*args)
-        except KeyboardInterrupt:
-            print(
-                "interrupted: the same run_dir goes on from its newest checkpoint", file=sys.stderr
-            )
-            _end(INTERRUPTED)
+        except KeyboardInterrupt:  # where `signals` has not been installed
+            _end(signals.INTERRUPTED)
         except Exception as error:
-            _tell(error)
-            _end(FAILED)
+            _end(_tell(error))
 
     return wrapped
 
@@ -91,19 +86,22 @@ def _end(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: Exception) -> int:
     """Print one sentence for what the user can mend, and a stack for what only we can.
 
     Most errors strike all ranks alike, and rank 0 speaks for them: the others wait until torchrun
     ends them. An error of one rank alone is told when nobody has ended it, and whoever only
     noticed that a rank was gone waits in the same way.
+
+    Returns:
+        The status to end with.
     """
     rank = int(os.environ.get("RANK", 0))
     speaker = f"[rank {rank}] " if "RANK" in os.environ else ""
     distributed = sys.modules.get("dist_mnist.distributed")  # absent before there were processes
     lost_contact = distributed is not None and distributed.is_lost_contact(error)
-    if rank != 0 or lost_contact:
-        time.sleep(PATIENCE_SECONDS)
+    if (rank != 0 or lost_contact) and signals.wait(PATIENCE_SECONDS):
+        return signals.STOPPED
     if isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
         print(f"{speaker}error: {_sentence(error)}", file=sys.stderr)
     elif lost_contact:
@@ -112,6 +110,7 @@ def _tell(error: Exception) -> None:
     else:
         stack = "".join(traceback.format_exception(error))
         print(f"{speaker}{stack}", file=sys.stderr)
+    return FAILED
 
 
 def _sentence(error: BaseException) -> str:

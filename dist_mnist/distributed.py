@@ -9,27 +9,38 @@ import inspect
 import logging
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_mnist import shared_memory
+from dist_mnist import shared_memory, watchdog
 from dist_mnist.cpu import prepare_cpu
 from dist_mnist.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+if TYPE_CHECKING:  # to whom torch shows neither its stores nor its buckets
+    Store = Any
+    Bucket = Any
+else:
+    Store, Bucket = dist.Store, dist.GradBucket
 
 # Tensors on the CPU (the small messages) always have gloo beside the accelerator's own backend.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
+
+# The group waits longer than the watchdog, which can say for whom.
+GROUP_PATIENCE_SECONDS = 60
+POLLING_SECONDS = 0.005
 
 # More than this is left to gloo, whose memory and work do not grow with the number of ranks.
 SHARED_MEMORY_LIMIT_BYTES = 2**29
@@ -64,6 +75,33 @@ class World:
         return self.rank == 0
 
 
+class Waiting:
+    """How long this rank has waited for the others' gradients, for trainings on CPUs.
+
+    What it does not wait it computes: the rank that computes for the largest share of the time is
+    the one that the others wait for.
+
+    Attributes:
+        seconds: Of waiting, since `begin`.
+    """
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self._began, self.seconds = time.perf_counter(), 0.0
+
+    def computing_shares(self, world: World) -> list[float]:
+        """Return the share of the time since `begin` in which each rank did not wait.
+
+        Every rank must call this.
+        """
+        shares = torch.zeros(world.size, dtype=torch.float64)
+        shares[world.rank] = 1 - self.seconds / (time.perf_counter() - self._began)
+        return all_reduce_sum(world, shares).tolist()
+
+
 @contextmanager
 def session(device: str, timeout_seconds: int) -> Iterator[World]:
     """Set up this process's device, threads and process group; take the group down at the end.
@@ -90,10 +128,25 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
 
 
 def _join_group(world: World, timeout_seconds: int) -> None:
+    def open_store() -> Store:
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            timeout=timedelta(seconds=timeout_seconds),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+
     try:
+        store = open_store()
+        name = _meet(store, world, timeout_seconds)
         dist.init_process_group(
             BACKENDS[world.device.type],
-            timeout=timedelta(seconds=timeout_seconds),
+            store=dist.PrefixStore(name, store),  # type: ignore[attr-defined]
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(seconds=timeout_seconds + GROUP_PATIENCE_SECONDS),
             device_id=None if world.device.type == "cpu" else world.device,
         )
     except (RuntimeError, ValueError) as error:
@@ -101,6 +154,57 @@ def _join_group(world: World, timeout_seconds: int) -> None:
             f"rank {world.rank} cannot join the other processes of MASTER_ADDR="
             f"{os.environ.get('MASTER_ADDR')}: {one_line(error)[:300]}."
         ) from error
+    watchdog.start(
+        world.rank,
+        world.size,
+        lambda: dist.PrefixStore(  # type: ignore[attr-defined]
+            f"{name}/watchdog", open_store()
+        ),
+        timeout_seconds,
+    )
+
+
+def _meet(store: Store, world: World, timeout_seconds: int) -> str:
+    """Return a name that the processes of this start share and no earlier start had.
+
+    torchrun restarts its processes and keeps its store, in which they would find the addresses of
+    the dead (pytorch#135712): under a name of its own each start finds an empty one. Rank 0 makes
+    up the name, and answers whoever greets it with a word that is new; so it learns who is missing.
+
+    Raises:
+        InputError: Some ranks, which are named, have not come in time.
+    """
+    word = secrets.token_hex(8)
+    deadline = time.monotonic() + timeout_seconds
+
+    def wait_for(missing: list[int]) -> None:
+        if time.monotonic() > deadline:
+            ranks = "rank " + ", ".join(map(str, missing))
+            raise InputError(
+                f"{ranks} of {world.size} has not come within trainer.timeout_seconds="
+                f"{timeout_seconds}: look why it did not start, or cannot reach MASTER_ADDR="
+                f"{os.environ['MASTER_ADDR']}."
+            )
+        time.sleep(POLLING_SECONDS)
+
+    if world.is_main:
+        missing = list(range(1, world.size))
+        while missing := [rank for rank in missing if not _has_come(store, rank, word)]:
+            wait_for(missing)
+        return word
+    store.set(f"greeting/{world.rank}", word)
+    while not store.check([f"name/{word}"]):
+        wait_for([0])
+    name: str = store.get(f"name/{word}").decode()
+    store.set(f"{name}/{world.rank}", "")
+    return name
+
+
+def _has_come(store: Store, rank: int, name: str) -> bool:
+    """Answer a rank's greeting, if there is one; return whether it has taken note of the name."""
+    if store.check([f"greeting/{rank}"]):
+        store.set(f"name/{store.get(f'greeting/{rank}').decode()}", name)
+    return bool(store.check([f"{name}/{rank}"]))
 
 
 def _world_from_environment(device: str) -> World:
@@ -186,6 +290,15 @@ def all_reduce_sum(world: World, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def all_reduce_max(world: World, values: list[float]) -> list[float]:
+    """Return the largest of each number over all ranks."""
+    if world.size == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
 def parallelize(
     model: nn.Module,
     world: World,
@@ -194,6 +307,7 @@ def parallelize(
     sync_batch_norm: bool,
     compress_gradients: bool,
     timeout_seconds: int,
+    waiting: Waiting,
 ) -> nn.Module:
     """Wrap a module on its device so that backward averages the gradients over all ranks.
 
@@ -204,6 +318,7 @@ def parallelize(
         sync_batch_norm: Whether batch norm takes its statistics over all ranks (GPUs only).
         compress_gradients: Send gradients as bfloat16, half the bytes, rounded.
         timeout_seconds: How long a process waits for the others' gradients.
+        waiting: Where to note how long it did, on CPUs.
 
     Raises:
         InputError: Synchronised batch norm was asked for on the CPU.
@@ -226,15 +341,12 @@ def parallelize(
         **_NO_BUFFER_SYNC,
     )
     gradient_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    if compress_gradients:
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-
-        # Under no name of its own, since DDP refuses it by name where there is no NCCL.
-        parallel_model.register_comm_hook(
-            None, lambda state, bucket: bf16_compress_hook(state, bucket)
+    if _can_share_memory(world, gradient_bytes) and not compress_gradients:
+        _average_through_shared_memory(
+            parallel_model, world, gradient_bytes, timeout_seconds, waiting
         )
-    elif _can_share_memory(world, gradient_bytes):
-        _average_through_shared_memory(parallel_model, world, gradient_bytes, timeout_seconds)
+    elif compress_gradients or world.device.type == "cpu":
+        _average_through_group(parallel_model, world, compress_gradients, waiting)
     return parallel_model
 
 
@@ -248,7 +360,11 @@ def _can_share_memory(world: World, gradient_bytes: int) -> bool:
 
 
 def _average_through_shared_memory(
-    model: DistributedDataParallel, world: World, gradient_bytes: int, timeout_seconds: int
+    model: DistributedDataParallel,
+    world: World,
+    gradient_bytes: int,
+    timeout_seconds: int,
+    waiting: Waiting,
 ) -> None:
     """Let DDP hand its buckets of gradients to shared memory instead of to gloo."""
     add_up = shared_memory.SharedMemorySum(
@@ -256,16 +372,37 @@ def _average_through_shared_memory(
         world.size,
         name=broadcast_object(world, secrets.token_hex(16)),
         capacity=gradient_bytes,
-        timeout_seconds=timeout_seconds,
+        timeout_seconds=timeout_seconds + GROUP_PATIENCE_SECONDS,
     )
 
-    def average(
-        _: None,
-        bucket: dist.GradBucket,  # type: ignore[name-defined]
-    ) -> torch.futures.Future[torch.Tensor]:
+    def average(_: None, bucket: Bucket) -> torch.futures.Future[torch.Tensor]:
         done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         done.set_result(add_up(bucket.buffer()).div_(world.size))
+        waiting.seconds += add_up.waited_seconds
         return done
+
+    model.register_comm_hook(None, average)
+
+
+def _average_through_group(
+    model: DistributedDataParallel, world: World, compress_gradients: bool, waiting: Waiting
+) -> None:
+    """Let DDP hand its buckets to NCCL or gloo, rounded if wanted, with an eye on the clock."""
+    hook = default_hooks.bf16_compress_hook if compress_gradients else default_hooks.allreduce_hook
+    group = dist.group.WORLD
+    assert group is not None
+
+    # Under no name of its own, since DDP refuses rounding by name where there is no NCCL.
+    def average(_: None, bucket: Bucket) -> torch.futures.Future[torch.Tensor]:
+        ready, is_last = time.perf_counter(), bucket.is_last()
+
+        def note(done: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
+            if is_last:  # before that, computing goes on meanwhile
+                waiting.seconds += time.perf_counter() - ready
+            return done.value()
+
+        averaged = hook(group, bucket)
+        return averaged.then(note) if world.device.type == "cpu" else averaged
 
     model.register_comm_hook(None, average)
 

@@ -1,12 +1,17 @@
 """What rank 0 leaves behind while a run lasts: journal, wandb and checkpoints, in that order."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_mnist import checkpoint
+import torch
+
+from dist_mnist import checkpoint, whereabouts
 from dist_mnist.journal import Journal, Line
 from dist_mnist.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,5 +35,17 @@ class Recorder:
 
     def save(self, content: dict[str, Any], step: int, is_best: bool) -> None:
         """Write a checkpoint, after the journal's lines that it includes."""
-        self.journal.sync()
-        checkpoint.save(self.run_dir, content, step, is_best, self.keep_checkpoints)
+        with whereabouts.inside(f"saving the checkpoint of step {step}"):
+            self.journal.sync()
+            checkpoint.save(self.run_dir, content, step, is_best, self.keep_checkpoints)
+
+    def save_evidence(self, content: dict[str, Any], step: int) -> None:
+        """Write what led to a step that is not finite to `diagnostics/step-<n>.pt`."""
+        path = self.run_dir / "diagnostics" / f"step-{step}.pt"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            torch.save(content, path)
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", path, error.strerror)
+        else:
+            logger.warning("weights, samples and gradients of step %d: %s", step, path)

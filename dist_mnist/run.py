@@ -9,7 +9,7 @@ from time import perf_counter
 
 import torch
 
-from dist_mnist import checkpoint, report
+from dist_mnist import checkpoint, report, signals, whereabouts
 from dist_mnist.config import Config, plain_config
 from dist_mnist.console import describe, log_to_file, result_line
 from dist_mnist.data import load_splits
@@ -17,10 +17,11 @@ from dist_mnist.distributed import World, broadcast_object
 from dist_mnist.errors import InputError
 from dist_mnist.journal import Journal
 from dist_mnist.metrics import Evaluation
+from dist_mnist.numerics import NonFiniteError
 from dist_mnist.recorder import Recorder
 from dist_mnist.run_directory import choose_run_directory, lock_run_directory, write_config
 from dist_mnist.tracking import start_tracking
-from dist_mnist.train import fit, score
+from dist_mnist.train import evidence, fit, score
 from dist_mnist.training_state import TrainingState, build_training_state, restore
 
 logger = logging.getLogger(__name__)
@@ -43,10 +44,12 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
         InputError: Something in the config cannot be used; nothing was overwritten.
     """
     started = perf_counter()
+    splits = load_splits(config.data, config.seed, config.trusted_modules).to(world.device)
+    whereabouts.enter("start-up")  # from here on all ranks go together
     state = build_training_state(
         config,
         world,
-        load_splits(config.data, config.seed, config.trusted_modules).to(world.device),
+        splits,
     )
     run_dir = choose_run_directory(config, world)
     with lock_run_directory(run_dir, config.resume) if world.is_main else nullcontext():
@@ -89,8 +92,20 @@ def _recorder(
         finished_epochs = (-(-step // len(state.order))) if is_over else step // len(state.order)
         journal.cut_back(step, finished_epochs)
         tracker = start_tracking(config.tracking, run_dir, plain_config(config))
+        recorder = Recorder(run_dir, journal, tracker, config.trainer.keep_checkpoints)
         try:
-            yield Recorder(run_dir, journal, tracker, config.trainer.keep_checkpoints)
+            yield recorder
+        except signals.Stopped as stop:
+            logger.info(
+                "stopped by %s after step %d: run_dir=%s goes on from there",
+                *(stop, state.progress.step, run_dir),
+            )
+            tracker.finish(exit_code=signals.STOPPED)
+            raise
+        except NonFiniteError as error:
+            recorder.save_evidence(evidence(state, error.step), error.step)
+            tracker.finish(exit_code=1)
+            raise
         except BaseException:
             tracker.finish(exit_code=1)
             raise
@@ -107,6 +122,7 @@ def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Eva
     state.splits = state.splits.without_train()  # room for the pictures
     started = perf_counter()
     test = score(state, state.splits.test)
+    whereabouts.enter("the end")
     assert test is not None
     if recorder:
         _report(state, test, perf_counter() - started, recorder)

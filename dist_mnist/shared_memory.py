@@ -46,6 +46,9 @@ class SharedMemorySum:
         capacity: The number of bytes of the largest tensor.
         timeout_seconds: How long to wait for another rank.
 
+    Attributes:
+        waited_seconds: How long the last call has waited for the other ranks.
+
     Raises:
         LostRankError: Another rank has not connected.
     """
@@ -66,6 +69,7 @@ class SharedMemorySum:
         # since then said that they wrote into the other.
         self._halves = torch.frombuffer(memory, dtype=torch.uint8).view(2, size, -1)
         self._turn = 0
+        self.waited_seconds = 0.0
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace a contiguous CPU tensor by its sum over all ranks, and return it.
@@ -79,8 +83,10 @@ class SharedMemorySum:
         for peer in self._peers.values():
             with suppress(ConnectionError):  # noticed below
                 peer.send(b".")
+        began = time.perf_counter()
         for rank, peer in self._peers.items():
             _await_byte(rank, peer)
+        self.waited_seconds = time.perf_counter() - began
         total = tensor.view(-1).copy_(written[0])
         for others in written[1:]:
             total.add_(others)

@@ -1,25 +1,30 @@
 """The training loop: fit -> train_epoch -> train_step."""
 
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from dist_mnist import signals, whereabouts
 from dist_mnist.augmentation import NUMBERS_PER_IMAGE, augment
 from dist_mnist.console import HEADER, epoch_row
 from dist_mnist.data import ImageTensors
 from dist_mnist.distributed import without_sync
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation, RunningMetrics, Totals
+from dist_mnist.numerics import NonFiniteError
 from dist_mnist.precision import autocast
 from dist_mnist.recorder import Recorder
 from dist_mnist.sampler import DistributedBatchSampler
 from dist_mnist.seeding import keyed_seed, seed_device
+from dist_mnist.stopping import StopAgreement
 from dist_mnist.training_state import TrainingState, checkpoint_content
 
 logger = logging.getLogger(__name__)
@@ -31,52 +36,67 @@ def fit(state: TrainingState, recorder: Recorder | None) -> None:
     Args:
         state: What to train; a fresh or a restored one.
         recorder: Takes the journal's lines and the checkpoints; None on ranks other than 0.
+
+    Raises:
+        NonFiniteError: A loss or a gradient is not finite; the checkpoints are good ones.
+        Stopped: A signal has reached one of the ranks; all have stopped after the same step.
     """
     if state.progress.step < state.last_step:
         logger.info("%s\n%s", HEADER, "-" * len(HEADER))
     started, first_step = perf_counter(), state.progress.step
-    while state.progress.step < state.last_step:
-        epoch = state.progress.step // len(state.order)
-        train_epoch(state, epoch, recorder)
-        validation = score(state, state.splits.validation)
-        line = _epoch_line(state, epoch, validation)
-        if recorder:
-            recorder.record(line)
-        _finish_epoch(state, validation, recorder)
-        seconds_per_step = (perf_counter() - started) / (state.progress.step - first_step)
-        left = seconds_per_step * (state.last_step - state.progress.step)
-        logger.info(epoch_row(line, state.config.trainer.epochs, left))
+    stop = StopAgreement(state.world)
+    with signals.held():
+        while state.progress.step < state.last_step:
+            epoch = state.progress.step // len(state.order)
+            train_epoch(state, epoch, recorder, stop)
+            line = _finish_epoch(state, epoch, recorder)
+            seconds_per_step = (perf_counter() - started) / (state.progress.step - first_step)
+            left = seconds_per_step * (state.last_step - state.progress.step)
+            logger.info(epoch_row(line, state.config.trainer.epochs, left))
+            if stop.now():
+                raise signals.Stopped(signals.requested() or "a signal to another rank")
 
 
-def train_epoch(state: TrainingState, epoch: int, recorder: Recorder | None) -> None:
+def train_epoch(
+    state: TrainingState, epoch: int, recorder: Recorder | None, stop: StopAgreement | None = None
+) -> None:
     """Train to the end of an epoch, or to the last step where that comes first.
 
     Args:
         state: What to train; its step may be in the middle of the epoch.
         epoch: From 0.
         recorder: As in `fit`.
+        stop: Tells when a signal has come.
+
+    Raises:
+        NonFiniteError: As `fit`.
+        Stopped: As `fit`, with a checkpoint of the last step made.
     """
     trainer, progress = state.config.trainer, state.progress
     metrics = RunningMetrics(state.world, progress.epoch_totals)
     started = perf_counter() - progress.epoch_seconds
+    state.waiting.begin()
     state.parallel_model.train()
     for batch_size, images, labels in _batches(state, epoch):
         train_step(state, images, labels, batch_size, metrics)
         progress.step += 1
         at_end = progress.step == state.last_step or progress.step % len(state.order) == 0
         logs = progress.step % trainer.log_every_steps == 0
-        saves = (
-            trainer.checkpoint_every_steps
-            and not at_end
-            and (progress.step % trainer.checkpoint_every_steps == 0)
+        stops = not at_end and stop is not None and stop.after_step()
+        is_due = trainer.checkpoint_every_steps and (
+            progress.step % trainer.checkpoint_every_steps == 0
         )
+        saves = stops or (is_due and not at_end)
         if logs or saves or at_end:
             progress.epoch_totals = metrics.reduced()
             progress.epoch_seconds = perf_counter() - started
+            _count_skipped_steps(state)
         if logs:
             _log_step(state, epoch, recorder)
         if saves and recorder:
             recorder.save(checkpoint_content(state), progress.step, is_best=False)
+        if stops:
+            raise signals.Stopped(signals.requested() or "a signal to another rank")
         if at_end:
             break
 
@@ -99,6 +119,7 @@ def train_step(
     """
     config, world = state.config, state.world
     step = state.progress.step
+    whereabouts.enter(f"step {step + 1}")
     for group, learning_rate in zip(
         state.optimizer.param_groups, state.learning_rates, strict=True
     ):
@@ -142,13 +163,22 @@ def _add_gradients(
     with autocast(state.world.device, state.dtype):
         outputs = state.parallel_model(images)
     losses = state.loss(outputs.float(), labels)
-    # The gradient of weight * losses.sum(), without computing that.
-    state.scaler.scale(losses).backward(torch.full_like(losses, weight))
+    whereabouts.enter(f"step {state.progress.step + 1}, gradients")
+    # The gradient of weight * losses.sum(), without computing that; and of nothing finite where a
+    # loss is not, so that every rank comes to know of it.
+    state.scaler.scale(losses).backward(torch.add(weight, losses.detach(), alpha=0.0))
     return losses.detach(), outputs.detach()
 
 
 def _apply_gradients(state: TrainingState) -> None:
-    """Step the optimizer and clear the gradients."""
+    """Step the optimizer and clear the gradients.
+
+    Raises:
+        NonFiniteError: A gradient is not finite, and the step is not made.
+    """
+    state.finite_check.look()
+    if state.finite_check.asks_every_step and state.finite_check.steps_not_made():
+        raise _non_finite(state, state.progress.step)
     clip = state.config.trainer.gradient_clip_norm
     if clip is not None:
         state.scaler.unscale_(state.optimizer)
@@ -161,10 +191,55 @@ def _apply_gradients(state: TrainingState) -> None:
             parameter.grad = None
 
 
+def _count_skipped_steps(state: TrainingState) -> None:
+    """Count what the gradient scaler has skipped; without one, no step may be missing."""
+    progress, count = state.progress, state.finite_check.steps_not_made()
+    if state.scaler.is_enabled():
+        progress.skipped_steps += count
+        count = 0 if math.isfinite(progress.epoch_totals.loss_sum) else 1
+    if count:
+        raise _non_finite(state, progress.step - count)
+
+
+def _non_finite(state: TrainingState, steps_made: int) -> NonFiniteError:
+    return NonFiniteError(
+        step=steps_made + 1,
+        learning_rate=state.learning_rates[0] * state.schedule(steps_made),
+        loss_scale=state.scaler.get_scale(),
+    )
+
+
+def evidence(state: TrainingState, step: int) -> dict[str, Any]:
+    """Return what is needed to look into a step that was not finite.
+
+    A checkpoint, of the weights before the step where the optimizer has not made it, and beside it
+    the global batch (`indices` into the training part, `images`, `labels`) and, where they are
+    still there, the norms of the gradients (`gradient_norms`).
+
+    Args:
+        state: As it was when the error was raised.
+        step: The step, from 1.
+    """
+    epoch, batch = divmod(step - 1, len(state.order))
+    whole = replace(state.world, rank=0, size=1)
+    indices = next(
+        iter(DistributedBatchSampler(state.order, whole, state.config.seed, epoch, batch))
+    )
+    images, labels = state.splits.train[indices]
+    norms = {
+        name: float(parameter.grad.norm())
+        for name, parameter in state.model.named_parameters()
+        if parameter.grad is not None
+    }
+    batch_content = {"indices": indices, "images": images, "labels": labels}
+    return {**checkpoint_content(state), **batch_content, "gradient_norms": norms}
+
+
 def score(state: TrainingState, dataset: ImageTensors) -> Evaluation | None:
     """Evaluate the model on one of the state's sets; None where the set is empty."""
     if len(dataset) == 0:
         return None
+    whereabouts.enter(f"evaluation after step {state.progress.step}")
     return evaluate(
         state.model,
         state.loss,
@@ -210,8 +285,11 @@ def _log_step(state: TrainingState, epoch: int, recorder: Recorder | None) -> No
         )
 
 
-def _epoch_line(state: TrainingState, epoch: int, validation: Evaluation | None) -> dict[str, Any]:
+def _epoch_line(
+    state: TrainingState, epoch: int, validation: Evaluation | None, shares: list[float]
+) -> dict[str, Any]:
     totals = state.progress.epoch_totals
+    slowest = max(range(len(shares)), key=lambda rank: shares[rank])
     return {
         "kind": "epoch",
         "epoch": epoch + 1,
@@ -224,6 +302,10 @@ def _epoch_line(state: TrainingState, epoch: int, validation: Evaluation | None)
         "validation/count": validation.count if validation else 0,
         "seconds": round(state.progress.epoch_seconds, 3),
         **_pace(state),
+        "slowest_rank": slowest,
+        "slowest_rank_share": round(shares[slowest], 4),
+        "mean_rank_share": round(sum(shares) / len(shares), 4),
+        **({"skipped_steps": state.progress.skipped_steps} if state.scaler.is_enabled() else {}),
     }
 
 
@@ -240,16 +322,17 @@ def _rounded(value: float) -> float:
     return round(value, 7)
 
 
-def _finish_epoch(
-    state: TrainingState, validation: Evaluation | None, recorder: Recorder | None
-) -> None:
-    """Save the state, and judge it: the best one is the finished epoch that validates best.
+def _finish_epoch(state: TrainingState, epoch: int, recorder: Recorder | None) -> dict[str, Any]:
+    """Validate, record and save; return the epoch's journal line.
 
-    An epoch that `max_steps` cut short is no rival for a finished one, or the result would depend
-    on where a run was interrupted; it only stands in while there is none. Without a validation
-    part the last state is the best.
+    The best state is the finished epoch that validates best. An epoch that `max_steps` cut short is
+    no rival for a finished one, or the result would depend on where a run was interrupted; it only
+    stands in while there is none. Without a validation part the last state is the best.
     """
     progress = state.progress
+    shares = state.waiting.computing_shares(state.world)
+    validation = score(state, state.splits.validation)
+    line = _epoch_line(state, epoch, validation, shares)
     is_finished = progress.step % len(state.order) == 0
     accuracy = validation.accuracy if validation else 0.0
     best = progress.best_accuracy
@@ -259,4 +342,6 @@ def _finish_epoch(
         progress.epoch_seconds = 0.0
         progress.best_accuracy = accuracy if is_best else best
     if recorder:
+        recorder.record(line)
         recorder.save(checkpoint_content(state), progress.step, is_best)
+    return line

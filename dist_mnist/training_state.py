@@ -12,10 +12,11 @@ from torch import nn
 from dist_mnist import __version__
 from dist_mnist.config import Config, TrainerConfig, plain_config
 from dist_mnist.data import DataSplits
-from dist_mnist.distributed import World, parallelize
+from dist_mnist.distributed import Waiting, World, parallelize
 from dist_mnist.errors import InputError, one_line
 from dist_mnist.instantiate import find_function, instantiate
 from dist_mnist.metrics import Totals
+from dist_mnist.numerics import FiniteCheck
 from dist_mnist.precision import compute_dtype, gradient_scaler
 from dist_mnist.sampler import EpochOrder
 from dist_mnist.seeding import keyed_seed, seed_device
@@ -42,6 +43,7 @@ class Progress:
         logged_totals: The same at the last step that was logged.
         epoch_seconds: Time spent training since the current epoch began.
         best_accuracy: The best validation accuracy of a finished epoch.
+        skipped_steps: Those that the scaler of float16 gradients has skipped.
     """
 
     step: int = 0
@@ -49,6 +51,7 @@ class Progress:
     logged_totals: Totals = field(default_factory=Totals)
     epoch_seconds: float = 0.0
     best_accuracy: float | None = None
+    skipped_steps: int = 0
 
 
 @dataclass
@@ -65,6 +68,8 @@ class TrainingState:
         dtype: What the forward pass computes in.
         order: The batches of an epoch.
         last_step: Where training ends.
+        waiting: How long this rank has waited for the others' gradients.
+        finite_check: Looks at every step's gradients.
     """
 
     config: Config
@@ -81,6 +86,8 @@ class TrainingState:
     order: EpochOrder
     last_step: int
     progress: Progress
+    waiting: Waiting
+    finite_check: FiniteCheck
 
 
 def build_training_state(config: Config, world: World, splits: DataSplits) -> TrainingState:
@@ -98,6 +105,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     dtype = compute_dtype(trainer.precision, world.device)
     seed_device(world.device, keyed_seed(config.seed, "weights"))
     model = build_model(config).to(world.device)
+    waiting = Waiting()
     parallel_model = parallelize(
         _compiled(model, world) if trainer.compile else model,
         world,
@@ -105,6 +113,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         sync_batch_norm=trainer.sync_batch_norm,
         compress_gradients=trainer.compress_gradients,
         timeout_seconds=trainer.timeout_seconds,
+        waiting=waiting,
     )
     optimizer: torch.optim.Optimizer = instantiate(
         "optimizer",
@@ -116,6 +125,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     order = EpochOrder(len(splits.train), trainer.global_batch_size)
     _check_batches(trainer, world, order)
     total_steps = trainer.epochs * len(order)
+    scaler = gradient_scaler(world.device, dtype)
     return TrainingState(
         config=config,
         world=world,
@@ -126,11 +136,15 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         optimizer=optimizer,
         schedule=_build_schedule(config, total_steps, len(order)),
         learning_rates=[group["lr"] for group in optimizer.param_groups],
-        scaler=gradient_scaler(world.device, dtype),
+        scaler=scaler,
         dtype=dtype,
         order=order,
         last_step=min(total_steps, trainer.max_steps or total_steps),
         progress=Progress(),
+        waiting=waiting,
+        finite_check=FiniteCheck(
+            optimizer, scaler, world.device, asks_every_step=world.device.type == "cpu"
+        ),
     )
 
 

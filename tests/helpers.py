@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
+from dist_mnist import checkpoint
 from dist_mnist.cli import _conf_folder
 from dist_mnist.config import Config, build_config, register_schema
 from dist_mnist.distributed import World
+from dist_mnist.journal import read_journal
 
+# What no two runs share: the keys of the journal that tell of time.
+CLOCK = ("seconds", "images_per_second", "slowest_rank", "slowest_rank_share", "mean_rank_share")
 SOLO = World(rank=0, local_rank=0, size=1, local_size=1, device=torch.device("cpu"))
 
 
@@ -81,6 +85,31 @@ def make_small_root(root: Path) -> Path:
         write_idx(folder / f"qmnist-{part}-images-idx3-ubyte", make_images(labels[:, 0], 10))
         write_idx(folder / f"qmnist-{part}-labels-idx2-int", labels)
     return root
+
+
+def result(run_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the last checkpoint and the journal without what depends on the clock."""
+    lines = [
+        {key: value for key, value in line.items() if key not in CLOCK}
+        for line in read_journal(run_dir / "metrics.jsonl")
+    ]
+    return checkpoint.load(run_dir / "checkpoints" / "last.pt"), lines
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Compare nested containers, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            assert_equal(left, right)
+    else:
+        assert a == b
 
 
 def run_ranks(size: int, function: Callable[..., Any], *args: object) -> list[Any]:

@@ -1,10 +1,6 @@
 """The command line as a user meets it, in one process."""
 
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -148,32 +144,3 @@ def test_evaluate_names_a_checkpoint_that_cannot_be_used(
         assert (status, out) == (1, "")
         assert err.startswith(f"error: {message}")
         assert err.count("\n") == 1
-
-
-def test_ctrl_c_ends_with_one_line(small_root: Path, tmp_path: Path) -> None:
-    arguments = ["data=fashion_mnist", f"data.root={small_root}", f"run_dir={tmp_path / 'run'}"]
-    training = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "dist_mnist",
-            *arguments,
-            "data.validation_size=50",
-            "trainer.epochs=1000000",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        assert training.stdout is not None
-        while "/1000000" not in training.stdout.readline():
-            assert training.poll() is None
-        training.send_signal(signal.SIGINT)
-        _, err = training.communicate(timeout=60)
-    finally:
-        training.kill()
-    assert training.returncode == 130
-    assert err == "interrupted: the same run_dir goes on from its newest checkpoint\n"

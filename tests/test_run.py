@@ -2,17 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from dist_mnist import checkpoint
 from dist_mnist.distributed import session
 from dist_mnist.errors import InputError
 from dist_mnist.journal import read_journal
 from dist_mnist.run import run
-from tests.helpers import SOLO, make_config, run_ranks
+from tests.helpers import SOLO, assert_equal, make_config, result, run_ranks
 
 SMALL = (
     "data=fashion_mnist",
@@ -29,32 +27,6 @@ def run_once(overrides: list[str]) -> float:
     config = make_config(*overrides)
     with session(config.trainer.device, timeout_seconds=60) as world:
         return run(config, world).accuracy
-
-
-def result(run_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the last checkpoint and the journal without its clock."""
-    clock = ("seconds", "images_per_second")
-    lines = [
-        {key: value for key, value in line.items() if key not in clock}
-        for line in read_journal(run_dir / "metrics.jsonl")
-    ]
-    return checkpoint.load(run_dir / "checkpoints" / "last.pt"), lines
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    """Compare nested containers, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for left, right in zip(a, b, strict=True):
-            assert_equal(left, right)
-    else:
-        assert a == b
 
 
 @pytest.mark.parametrize(("size", "stops"), [(1, [11]), (2, [3, 16])], ids=["once", "twice"])

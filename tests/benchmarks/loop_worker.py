@@ -101,6 +101,7 @@ def in_our_ddp(model: nn.Module, world: World) -> nn.Module:
         sync_batch_norm=False,
         compress_gradients=False,
         timeout_seconds=60,
+        waiting=distributed.Waiting(),
     )
 
 
