@@ -12,12 +12,9 @@ class NonFiniteError(InputError):
         step: The step that could not be made, from 1.
     """
 
-    def __init__(self, step: int, learning_rate: float, loss_scale: float) -> None:
+    def __init__(self, message: str, step: int = 0) -> None:
+        super().__init__(message)
         self.step = step
-        super().__init__(
-            f"loss or gradient of step {step} is not finite (learning rate {learning_rate:g}, "
-            f"loss scale {loss_scale:g}): lower optimizer.lr or set trainer.gradient_clip_norm"
-        )
 
 
 class FiniteCheck:

@@ -202,10 +202,12 @@ def _count_skipped_steps(state: TrainingState) -> None:
 
 
 def _non_finite(state: TrainingState, steps_made: int) -> NonFiniteError:
+    learning_rate = state.learning_rates[0] * state.schedule(steps_made)
     return NonFiniteError(
-        step=steps_made + 1,
-        learning_rate=state.learning_rates[0] * state.schedule(steps_made),
-        loss_scale=state.scaler.get_scale(),
+        f"loss or gradient of step {steps_made + 1} is not finite (learning rate "
+        f"{learning_rate:g}, loss scale {state.scaler.get_scale():g}): lower optimizer.lr, or set "
+        f"trainer.gradient_clip_norm.",
+        steps_made + 1,
     )
 
 

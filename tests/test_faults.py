@@ -1,0 +1,296 @@
+"""Real kills, signals and hangs of real processes, and what the run makes of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_mnist import checkpoint
+from dist_mnist.distributed import session
+from dist_mnist.journal import read_journal
+from dist_mnist.run import run
+from dist_mnist.signals import INTERRUPTED, STOPPED
+from tests import faults
+from tests.helpers import (
+    assert_equal,
+    free_port,
+    make_config,
+    python,
+    result,
+    run_ranks,
+    torchrun,
+    write_idx,
+)
+
+HOUSE = str(Path(__file__).parent.parent)
+SMALL = (
+    "data=fashion_mnist",
+    "data.validation_size=50",
+    "trainer.global_batch_size=20",  # 153 samples: 8 steps an epoch, the last one of 13
+    "trainer.epochs=2",
+    "trainer.log_every_steps=3",
+    "trainer.device=cpu",
+    "model=mlp",
+    "model.hidden_sizes=[16]",
+    "model.dropout=0.2",
+    "trusted_modules=[tests.networks]",
+)
+
+
+def misbehaving(folder: Path, does: str, rank: int = 0, step: int = 5) -> list[str]:
+    """Return the overrides for a run in a folder whose network does something in one step."""
+    return [
+        *SMALL,
+        f"run_dir={folder / 'run'}",
+        "model._target_=tests.networks.Misbehaving",
+        f"+model.step={step}",
+        f"+model.rank={rank}",
+        f"+model.does={does}",
+        f"+model.once={folder / 'done'}",
+    ]
+
+
+def run_once(overrides: list[str]) -> None:
+    config = make_config(*overrides)
+    with session(config.trainer.device, timeout_seconds=60) as world:
+        run(config, world)
+
+
+def require_equal(folder: Path, size: int, overrides: list[str]) -> None:
+    """Require that a finished run equals one that was not disturbed, in a folder beside it."""
+    other = folder / "undisturbed"
+    other.mkdir()
+    (other / "done").touch()
+    named = [text.replace(str(folder), str(other)) for text in overrides]
+    run_ranks(size, run_once, named)
+    (checkpoint_a, journal_a), (checkpoint_b, journal_b) = (
+        result(folder / "run"),
+        result(other / "run"),
+    )
+    assert_equal(checkpoint_a["model"], checkpoint_b["model"])
+    assert_equal(checkpoint_a["optimizer"], checkpoint_b["optimizer"])
+    assert journal_a == journal_b
+
+
+# `python -m tests.faults` does hundreds.
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    kinds = ["process", "all ranks", "agent", "restart"]
+    stories = faults.campaign(kinds, kills=7, kills_of_a_run=2, seed=1, folder=tmp_path)
+    assert [story for story in stories if not story.is_equal] == []
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "rank"), [(1, "SIGTERM", 0), (2, "SIGUSR1", 1), (2, "SIGINT", 0)]
+)
+def test_a_signal_to_any_rank_stops_all_after_the_same_step_and_nothing_is_lost(
+    small_root: Path, tmp_path: Path, size: int, name: str, rank: int
+) -> None:
+    overrides = [*misbehaving(tmp_path, name, rank), f"data.root={small_root}"]
+    stopped = torchrun(size, *overrides, PYTHONPATH=HOUSE)
+    assert stopped.returncode != 0
+    assert f"exitcode  : {STOPPED}" in stopped.stderr
+    assert stopped.stderr.count("stopped early by") == 1
+    step = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["step"]
+    assert 5 <= step < 16
+    run_ranks(size, run_once, overrides)
+    require_equal(tmp_path, size, overrides)
+
+
+def test_one_process_that_is_told_to_stop_ends_with_its_own_status(
+    small_root: Path, tmp_path: Path
+) -> None:
+    overrides = [*misbehaving(tmp_path, "SIGUSR1"), f"data.root={small_root}"]
+    stopped = python("-m", "dist_mnist", *overrides, PYTHONPATH=HOUSE)
+    assert stopped.returncode == STOPPED
+    assert stopped.stderr == "stopped early by SIGUSR1: start it again and it goes on\n"
+    assert f"after step 5: run_dir={tmp_path / 'run'} goes on from there" in stopped.stdout
+
+
+@contextmanager
+def training(small_root: Path, folder: Path, *launcher: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a training that would go on for ever, and wait until it is in the middle of it."""
+    arguments = (*misbehaving(folder, "nothing", step=-1), f"data.root={small_root}")
+    process = subprocess.Popen(
+        [sys.executable, *launcher, "-m", "dist_mnist", *arguments, "trainer.epochs=1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": HOUSE},
+        # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
+    try:
+        assert process.stdout is not None
+        while "/1000000" not in process.stdout.readline():
+            assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_ctrl_c_ends_at_once(small_root: Path, tmp_path: Path) -> None:
+    with training(small_root, tmp_path) as process:
+        process.send_signal(signal.SIGSTOP)  # so that both have come before it can do anything
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (STOPPED, INTERRUPTED)
+
+
+def test_torchrun_that_is_told_to_stop_leaves_a_checkpoint_and_no_process(
+    small_root: Path, tmp_path: Path
+) -> None:
+    with training(small_root, tmp_path, *faults.TORCHRUN, "--nproc_per_node=2") as process:
+        ranks = faults.children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode != 0
+        assert "goes on from there" in out
+        assert len(ranks) == 2
+        deadline = time.monotonic() + 10
+        while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_signal_before_training_ends_at_once(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "dist_mnist"], cwd=tmp_path)
+    try:
+        time.sleep(1.0)  # in the middle of the imports
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == STOPPED
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("does", "message"),
+    [
+        ("SIGSTOP", "rank 1 gives no sign of life"),
+        ("sleep", "rank 1 is behind, in step 5; rank 0 waits in step 5, gradients"),
+    ],
+)
+def test_a_rank_that_the_others_wait_for_is_named(
+    small_root: Path, tmp_path: Path, does: str, message: str
+) -> None:
+    overrides = [*misbehaving(tmp_path, does, rank=1), f"data.root={small_root}"]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, *faults.TORCHRUN, "--nproc_per_node=2", "-m", "dist_mnist"),
+            *(*overrides, "trainer.timeout_seconds=3"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": HOUSE},
+    )
+    ranks: list[int] = []
+    told: list[str] = []
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            ranks = ranks or faults.children(process.pid)
+            told += [line] if "error:" in line else []
+            if told:  # torchrun would wait half a minute for a rank that is stopped
+                for rank in ranks:
+                    if Path(f"/proc/{rank}").exists():
+                        os.kill(rank, signal.SIGCONT)
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(told) == 1, told
+    assert told[0].startswith("[rank 0] error: no progress for 3 s (trainer.timeout_seconds): ")
+    assert message in told[0]
+
+
+@pytest.mark.parametrize(("rank", "missing"), [(0, 1), (1, 0)])
+def test_a_rank_that_never_comes_is_named(
+    small_root: Path, tmp_path: Path, rank: int, missing: int
+) -> None:
+    alone = python(
+        *("-m", "dist_mnist", *misbehaving(tmp_path, "nothing"), f"data.root={small_root}"),
+        "trainer.timeout_seconds=2",
+        RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )
+    assert alone.returncode == 1
+    assert alone.stderr.count("error:") == 1
+    assert f"rank {missing}" in alone.stderr or "cannot join" in alone.stderr
+
+
+@pytest.mark.parametrize("does", ["forget", "overflow"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_is_not_finite_stops_all_ranks_in_that_step(
+    small_root: Path, tmp_path: Path, size: int, does: str
+) -> None:
+    overrides = [*misbehaving(tmp_path, does, rank=size - 1, step=11), f"data.root={small_root}"]
+    with pytest.raises(Exception, match="loss or gradient of step 11 is not finite") as caught:
+        run_ranks(size, run_once, overrides)
+    assert "learning rate 0.0" in str(caught.value)
+    assert "loss scale 1" in str(caught.value)
+    folder = tmp_path / "run" / "checkpoints"
+    assert checkpoint.load(folder / "last.pt")["progress"]["step"] == 8
+    evidence = torch.load(tmp_path / "run" / "diagnostics" / "step-11.pt", weights_only=True)
+    assert evidence["progress"]["step"] == 10
+    assert evidence["images"].shape == (20, 1, 28, 28)
+    assert not all(torch.tensor(list(evidence["gradient_norms"].values())).isfinite())
+    assert all(bool(tensor.isfinite().all()) for tensor in evidence["model"].values())
+    run_ranks(size, run_once, overrides)  # the network behaves from now on
+    require_equal(tmp_path, size, overrides)
+
+
+def write_numbered_images(root: Path) -> None:
+    """Write a training and a test set whose first two pixels hold each image's number."""
+    for part, size in (("train", 207), ("t10k", 50)):
+        numbers = torch.arange(size)
+        images = torch.randint(0, 256, (size, 28, 28), dtype=torch.uint8)
+        images[:, 0, 0], images[:, 0, 1] = numbers // 256, numbers % 256
+        folder = root / "FashionMNIST" / "raw"
+        write_idx(folder / f"{part}-images-idx3-ubyte", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte", (numbers % 10).to(torch.uint8))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_another_world_size_sees_exactly_the_samples_that_were_due(
+    tmp_path: Path, size: int
+) -> None:
+    write_numbered_images(tmp_path)
+    overrides = [
+        *SMALL,
+        f"data.root={tmp_path}",
+        f"run_dir={tmp_path / 'run'}",
+        "data.validation_size=0",
+        "data.normalize=false",
+        "augmentation=none",
+        "trainer.epochs=1",
+        "model._target_=tests.networks.Recording",
+        f"+model.file={tmp_path / 'seen'}",
+    ]
+    run_ranks(2, run_once, [*overrides, "trainer.max_steps=4"])
+    first = (tmp_path / "seen").read_text().split()
+    assert len(set(first)) == len(first) == 80
+    run_ranks(size, run_once, overrides)
+    seen = [int(number) for number in (tmp_path / "seen").read_text().split()]
+    assert sorted(seen) == list(range(207))
+
+
+def test_the_journal_tells_which_rank_the_others_wait_for(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*misbehaving(tmp_path, "sleep a little", rank=1), f"data.root={small_root}"]
+    run_ranks(2, run_once, [*overrides, "trainer.epochs=1"])
+    (line,) = (x for x in read_journal(tmp_path / "run/metrics.jsonl") if x["kind"] == "epoch")
+    assert line["slowest_rank"] == 1
+    assert line["slowest_rank_share"] > 0.9
+    assert line["mean_rank_share"] < 0.8
