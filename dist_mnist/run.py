@@ -122,7 +122,7 @@ def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Eva
     state.splits = state.splits.without_train()  # room for the pictures
     started = perf_counter()
     test = score(state, state.splits.test)
-    whereabouts.enter("the end")
+    whereabouts.leave()
     assert test is not None
     if recorder:
         _report(state, test, perf_counter() - started, recorder)

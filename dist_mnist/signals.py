@@ -19,7 +19,6 @@ PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 _received: list[signal.Signals] = []
 _held = False
-_parent = os.getppid()
 
 
 class Stopped(BaseException):
@@ -46,8 +45,8 @@ def install() -> None:
 def _receive(number: int, frame: FrameType | None) -> None:
     is_first = not _received
     _received.append(signal.Signals(number))
-    # Ctrl-C again. torchrun passes on only the first, and then ends before its workers do.
-    if signal.SIGINT in _received[:-1] and (number == signal.SIGINT or os.getppid() != _parent):
+    # Ctrl-C again, which torchrun turns into SIGTERM.
+    if signal.SIGINT in _received[:-1] and number in (signal.SIGINT, signal.SIGTERM):
         os._exit(INTERRUPTED)
     if is_first and not _held:
         raise Stopped(_received[0].name)
@@ -60,13 +59,14 @@ def requested() -> str | None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Let signals only be noted: what runs inside asks `requested` and ends where it can."""
+    """Let signals only be noted: what runs inside asks `requested` and ends where it can.
+
+    After an exception they stay held, or a second one would cut short what the first has begun.
+    """
     global _held
     _held = True
-    try:
-        yield
-    finally:
-        _held = False
+    yield
+    _held = False
 
 
 def wait(seconds: float) -> bool:

@@ -74,7 +74,7 @@ def _watch(
     while True:
         time.sleep(interval)
         place = whereabouts.current()
-        if time.monotonic() - place.since > timeout:
+        if place.number and time.monotonic() - place.since > timeout:
             culprit, sentence = _diagnose(rank, size, open_store, 3 * interval)
             if whereabouts.current() != place:
                 continue  # it moved, at the last moment

@@ -10,7 +10,8 @@ class Place(NamedTuple):
     """A place in the run.
 
     Attributes:
-        number: How many places were entered before it; the same on every rank at the same place.
+        number: How many places were entered up to it, the same on every rank at the same place; 0
+            where no rank waits for another.
         name: For a person.
         since: When it was entered, in seconds of the monotonic clock.
     """
@@ -27,6 +28,12 @@ def enter(name: str) -> None:
     """Say that this process gets to a place that every rank gets to, in the same order."""
     global _place
     _place = Place(_place.number + 1, name, time.monotonic())
+
+
+def leave() -> None:
+    """Say that from here on no rank waits for this one, nor this one for any."""
+    global _place
+    _place = Place(0, "the end", time.monotonic())
 
 
 @contextmanager

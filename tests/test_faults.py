@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -114,52 +115,66 @@ def test_one_process_that_is_told_to_stop_ends_with_its_own_status(
 
 
 @contextmanager
-def training(small_root: Path, folder: Path, *launcher: str) -> Iterator[subprocess.Popen[str]]:
+def training(
+    small_root: Path, folder: Path, does: str, *launcher: str
+) -> Iterator[subprocess.Popen[str]]:
     """Start a training that would go on for ever, and wait until it is in the middle of it."""
-    arguments = (*misbehaving(folder, "nothing", step=-1), f"data.root={small_root}")
     process = subprocess.Popen(
-        [sys.executable, *launcher, "-m", "dist_mnist", *arguments, "trainer.epochs=1000000"],
+        [
+            *(sys.executable, *launcher, "-m", "dist_mnist", *misbehaving(folder, does, step=20)),
+            *(f"data.root={small_root}", "trainer.epochs=1000000"),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": HOUSE},
         # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        assert process.stdout is not None
-        while "/1000000" not in process.stdout.readline():
-            assert process.poll() is None
+        while not (folder / "done").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
         yield process
     finally:
         process.kill()
         process.communicate()
 
 
-def test_a_second_ctrl_c_ends_at_once(small_root: Path, tmp_path: Path) -> None:
-    with training(small_root, tmp_path) as process:
-        process.send_signal(signal.SIGSTOP)  # so that both have come before it can do anything
+def require_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{process}").exists() for process in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("launcher", [(), (*faults.TORCHRUN, "--nproc_per_node=2")])
+def test_a_second_ctrl_c_ends_at_once(
+    small_root: Path, tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    with training(small_root, tmp_path, "sleep", *launcher) as process:
+        ranks = faults.children(process.pid)
         process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGCONT)
+        time.sleep(1.0)
+        assert process.poll() is None  # it would stop after the step, which takes a minute
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) in (STOPPED, INTERRUPTED)
+        status = process.wait(10)
+        assert status == (1 if launcher else INTERRUPTED)
+        require_gone(ranks)
 
 
 def test_torchrun_that_is_told_to_stop_leaves_a_checkpoint_and_no_process(
     small_root: Path, tmp_path: Path
 ) -> None:
-    with training(small_root, tmp_path, *faults.TORCHRUN, "--nproc_per_node=2") as process:
+    launcher = (*faults.TORCHRUN, "--nproc_per_node=2")
+    with training(small_root, tmp_path, "nothing", *launcher) as process:
         ranks = faults.children(process.pid)
-        process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=30)
         assert process.returncode != 0
-        assert "goes on from there" in out
+        assert "stopped by SIGTERM after step" in out
         assert len(ranks) == 2
-        deadline = time.monotonic() + 10
-        while any(Path(f"/proc/{rank}").exists() for rank in ranks):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        require_gone(ranks)
 
 
 def test_a_signal_before_training_ends_at_once(tmp_path: Path) -> None:

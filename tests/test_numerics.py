@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from dist_mnist.numerics import FiniteCheck
+
+CPU = torch.device("cpu")
+
+
+def optimize(
+    losses: list[float], scaler: torch.amp.GradScaler, **options: bool
+) -> tuple[list[float], int]:
+    """Make a step for each loss's factor; return the weight after each, and the steps not made."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.5, **options)
+    check = FiniteCheck(optimizer, scaler, CPU, asks_every_step=False)
+    weights = []
+    for factor in losses:
+        scaler.scale(weight.sum() * factor).backward()
+        check.look()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        weights.append(weight.item())
+    return weights, check.steps_not_made()
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_nothing_is_trained_after_a_step_that_was_not_finite(factor: float) -> None:
+    """As on a GPU, where nobody looks at every step."""
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    weights, not_made = optimize([1.0, factor, 1.0, 1.0], off, fused=True)
+    assert weights == [0.5, 0.5, 0.5, 0.5]
+    assert not_made == 3
+
+
+def test_steps_that_a_scaler_skips_are_counted_and_the_others_made() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    weights, not_made = optimize([1.0, float("inf"), 1.0], scaler)
+    assert weights == [0.5, 0.5, 0.0]
+    assert not_made == 1
+    assert scaler.get_scale() == 1.0
+
+
+def test_finite_gradients_stay_as_they_are() -> None:
+    weight = torch.nn.Parameter(torch.ones(100))
+    optimizer = torch.optim.SGD([weight])
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    check = FiniteCheck(optimizer, off, CPU, asks_every_step=True)
+    weight.grad = torch.randn(100)
+    before = weight.grad.clone()
+    check.look()
+    assert torch.equal(weight.grad, before)
+    assert check.steps_not_made() == 0
+    weight.grad[7] = float("inf")
+    check.look()
+    assert check.steps_not_made() == 1
