@@ -11,8 +11,6 @@ NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
 
 # dist_mnist shares the cores out by itself; without a value torchrun sets 1 and warns of it.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# Without it a restart by torchrun (--max-restarts) reads the addresses of dead processes.
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 exec "$PYTHON" -m torch.distributed.run \
     --standalone \

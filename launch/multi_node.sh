@@ -25,7 +25,6 @@ GPUS=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 exec "$PYTHON" -m torch.distributed.run \
     --nnodes="$NNODES" \
