@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,37 +16,14 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Raises:
         InputError: It cannot be written; what was there is untouched.
     """
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
-    _replace(path, write)
-
-
-def link_atomically(path: Path, original: Path) -> None:
-    """Give a file that is never changed in place another name, as `write_atomically` would.
-
-    Where the file system has no hard links it is copied.
-
-    Raises:
-        InputError: As `write_atomically`.
-    """
-    try:
-        _replace(path, lambda temporary: os.link(original, temporary))
-    except InputError:
-        write_atomically(path, original.read_bytes())
-
-
-def _replace(path: Path, make: Callable[[Path], None]) -> None:
     # One name for all times: what a kill has left behind is gone with the next attempt.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
         try:
-            make(temporary)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             with suppress(OSError):
