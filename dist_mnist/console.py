@@ -62,9 +62,12 @@ def log_to_file(run_dir: Path) -> Iterator[None]:
     logger = logging.getLogger("dist_mnist")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    # wandb has a log on the same disk, and would show a stack for every line that does not fit.
+    shows_stacks, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     finally:
+        logging.raiseExceptions = shows_stacks
         logger.removeHandler(handler)
         handler.close()
 
