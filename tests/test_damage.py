@@ -22,8 +22,18 @@ from dist_mnist.console import log_to_file
 from dist_mnist.errors import InputError
 from dist_mnist.run_directory import lock_run_directory, write_config
 from tests.helpers import make_config, python
-from tests.test_run import SMALL, assert_equal, result, run_once
+from tests.test_run import assert_equal, result, run_once
 
+SMALL = (
+    "data=fashion_mnist",
+    "data.validation_size=50",
+    "model=mlp",
+    "model.hidden_sizes=[16]",
+    "trainer.global_batch_size=20",  # 153 samples: 8 steps an epoch, the last one of 13
+    "trainer.epochs=3",
+    "trainer.log_every_steps=3",
+    "trainer.device=cpu",
+)
 Disk = Any  # a function of a size, which mounts or remounts
 
 
