@@ -10,6 +10,7 @@ import struct
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def with_model(pickled: bytes) -> bytes:
     return rest[:-1] + b"(X\5\0\0\0model" + pickled + b"u."
 
 
-LAUGHS = b"]q\0" + b"".join(b"h%c]h%ca(h%ceq%c" % (n, n, n, n + 1) for n in range(40))
+LAUGHS = b"]q\0" + b"".join(b"h%c\x86q%c" % (n, n + 1) for n in range(40))
 SYSTEM = b"cos\nsystem\n(X\x0e\0\0\0touch intrudedtR"
 PICKLES = {
     "calls os.system": SYSTEM,
@@ -156,15 +157,20 @@ def test_older_formats_and_packed_archives_are_refused(
 
 
 def test_records_that_share_their_bytes_are_refused(tmp_path: Path, no_gigabytes: None) -> None:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", bytes(2**20))
-        first = archive.infolist()[0]
-        for number in range(2000):  # 2 GB from a file of 1 MB
-            again = copy.copy(first)
-            again.filename = again.orig_filename = f"archive/data/{number}"
-            archive.filelist.append(again)
-    (tmp_path / "overlap.pt").write_bytes(buffer.getvalue())
+    # Each record begins within the one before it and ends with it: 400 MB from a file of 1 MB.
+    content, directory = bytes(2**20), b""
+    for number in range(400):
+        name = b"archive/data/%03d" % number
+        sizes = struct.pack("<III", zlib.crc32(content), len(content), len(content))
+        content = b"PK\3\4\x14" + bytes(9) + sizes + struct.pack("<HH", 16, 0) + name + content
+    whole = len(content)
+    for number in range(400):
+        name = b"archive/data/%03d" % number
+        offset = (399 - number) * 46
+        directory += b"PK\1\2\x14\0\x14" + bytes(9) + content[offset + 14 : offset + 26]
+        directory += struct.pack("<HHHHHII", 16, 0, 0, 0, 0, 0, offset) + name
+    end = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 400, 400, len(directory), whole, 0)
+    (tmp_path / "overlap.pt").write_bytes(content + directory + end)
     with pytest.raises(InputError, match="damaged or no checkpoint"):
         checkpoint.load(tmp_path / "overlap.pt")
 
@@ -312,6 +318,31 @@ def test_values_of_other_types_are_refused_or_harmless(
 
     replaced()
     assert min(outcomes.values()) > 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1},
+        {"step": 1.0},
+        {"step": True},
+        {"step": None},
+        {"best_accuracy": "0.9"},
+        {"epoch_seconds": None},
+        {"epoch_totals": {"loss_sum": "1", "correct": 0.0, "count": 0.0}},
+        {"logged_totals": []},
+        {"another": 1},
+    ],
+    ids=str,
+)
+def test_a_progress_that_is_none_is_refused(
+    trained: Path, small_root: Path, change: dict[str, Any]
+) -> None:
+    config = make_config(*OVERRIDES, f"data.root={small_root}")
+    state = build_training_state(config, SOLO, load_splits(config.data, 0))
+    content = checkpoint.load(trained / "checkpoints" / "last.pt")
+    with pytest.raises(InputError, match="does not fit this run"):
+        restore(state, {**content, "progress": {**content["progress"], **change}})
 
 
 IDX_NAMES = {
