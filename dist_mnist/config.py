@@ -11,7 +11,6 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from dist_mnist.errors import InputError, one_line
 
@@ -246,5 +245,7 @@ def config_from_plain(plain: dict[str, Any]) -> Config:
         merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
         assert isinstance(merged, DictConfig)
         return build_config(merged)
-    except OmegaConfBaseException as error:
+    except InputError:
+        raise
+    except Exception as error:  # a file from elsewhere may hold anything
         raise InputError(f"the checkpoint's config cannot be used: {one_line(error)}.") from error

@@ -3,12 +3,13 @@
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dist_mnist.atomic_write import cannot_write
 from dist_mnist.metrics import Evaluation
 from dist_mnist.training_state import TrainingState
 
@@ -28,17 +29,45 @@ def log_to_console(is_main: bool) -> None:
     logger.handlers = [handler]
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that a run can do without: where it cannot be written, that is said once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):  # a mistake of ours in the message itself
+            super().handleError(record)
+            return
+        logger = logging.getLogger("dist_mnist")
+        logger.removeHandler(self)
+        logger.warning("%s", cannot_write(Path(self.baseFilename), error))
+
+    def close(self) -> None:
+        with suppress(OSError):  # what could not be written once is tried again here
+            super().close()
+
+
 @contextmanager
 def log_to_file(run_dir: Path) -> Iterator[None]:
-    """Send the package's messages to `train.log` in the run directory too."""
-    handler = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+    """Send the package's messages to `train.log` in the run directory too.
+
+    Raises:
+        InputError: The file cannot be opened.
+    """
+    path = run_dir / "train.log"
+    try:
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(path, error) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("dist_mnist")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    # wandb has a log on the same disk, and would show a stack for every line that does not fit.
+    shows_stacks, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     finally:
+        logging.raiseExceptions = shows_stacks
         logger.removeHandler(handler)
         handler.close()
 

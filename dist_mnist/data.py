@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from dist_mnist.config import DataConfig
 from dist_mnist.dataset_files import open_dataset
-from dist_mnist.errors import InputError
+from dist_mnist.errors import InputError, one_line
 from dist_mnist.seeding import keyed_seed
 
 
@@ -134,10 +134,15 @@ def load_part(
             f"data.dataset._target_={config.dataset['_target_']} has no `data` and `targets`, "
             f"the images and labels as arrays: use a data set that has."
         )
-    images = torch.as_tensor(source.data)
-    images = images.unsqueeze(1) if images.ndim == 3 else images.movedim(-1, 1)
-    labels = torch.as_tensor(source.targets)
-    labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST: further columns describe it
+    try:
+        images = torch.as_tensor(source.data)
+        images = images.unsqueeze(1) if images.ndim == 3 else images.movedim(-1, 1)
+        labels = torch.as_tensor(source.targets)
+        labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST: the others describe it
+    except Exception as error:
+        raise InputError(
+            f"{config.name} has images and labels that are no arrays: {one_line(error)[:300]}."
+        ) from error
     _check_images_and_labels(config, images, labels)
     classes = tuple(str(name) for name in getattr(source, "classes", range(config.num_classes)))
     if len(classes) != config.num_classes:
@@ -156,6 +161,11 @@ def _check_images_and_labels(
         raise InputError(
             f"data.image_shape={config.image_shape} is not that of {config.name}: "
             f"its images are {images.dtype} of shape {shape}, and must be torch.uint8."
+        )
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise InputError(
+            f"{config.name} has labels of {labels.dtype} and shape {list(labels.shape)}: "
+            f"give one whole number for each image."
         )
     if len(images) != len(labels) or len(labels) == 0:
         raise InputError(f"{config.name} has {len(images)} images and {len(labels)} labels.")

@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -13,10 +14,11 @@ from dist_mnist.config import EvaluationConfig, build_evaluation_config, config_
 from dist_mnist.console import log_to_console, result_line
 from dist_mnist.data import Normalization, load_part
 from dist_mnist.distributed import World, broadcast_object, session
+from dist_mnist.errors import InputError
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation
 from dist_mnist.precision import compute_dtype
-from dist_mnist.training_state import build_loss, build_model
+from dist_mnist.training_state import build_loss, build_model, load_weights
 
 logger = logging.getLogger("dist_mnist.evaluate")  # also where __name__ is __main__
 
@@ -39,20 +41,30 @@ def evaluate_checkpoint(options: EvaluationConfig, world: World) -> Evaluation:
     config.trusted_modules = options.trusted_modules  # its own are what the checkpoint claims
     config.data = replace(config.data, root=options.data.root or config.data.root)
     precision = options.trainer.precision or config.trainer.precision
+    normalization = _normalization(content["normalization"])
     model = build_model(config)
-    model.load_state_dict(content["model"])
+    load_weights(model, content["model"])
     test, _ = load_part(config.data, train=False, trusted_modules=config.trusted_modules)
     evaluation = evaluate(
         model.to(world.device),
         build_loss(config).to(world.device),
         test.to(world.device),
-        Normalization(**content["normalization"]),
+        normalization,
         world,
         options.trainer.evaluation_batch_size,
         compute_dtype(precision, world.device),
     )
     logger.info(result_line(evaluation, perf_counter() - started, path))
     return evaluation
+
+
+def _normalization(saved: dict[str, Any]) -> Normalization:
+    mean, std = saved.get("mean"), saved.get("std")
+    if not (isinstance(mean, float) and isinstance(std, float) and std > 0):
+        raise InputError(
+            f"the checkpoint's normalization cannot be used: mean={mean} std={std} are no pixels'."
+        )
+    return Normalization(mean, std)
 
 
 def main() -> None:

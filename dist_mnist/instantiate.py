@@ -75,7 +75,7 @@ def find_function(
     if "_target_" not in config:
         raise InputError(f"{key} has no _target_: name the function.")
     function = _find(key, str(config["_target_"]), None, tuple(trusted_modules))
-    return partial(function, **{name: value for name, value in config.items() if name[0] != "_"})
+    return partial(function, **{n: value for n, value in config.items() if not n.startswith("_")})
 
 
 def _build_nested(key: str, value: object, kind: type, trusted_modules: Sequence[str]) -> object:

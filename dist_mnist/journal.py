@@ -1,61 +1,111 @@
 """The journal, `metrics.jsonl`: the record from which wandb and every picture can be made again."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from dist_mnist.atomic_write import cannot_write, write_atomically
+from dist_mnist.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Line = Mapping[str, Any]
 
 
 class Journal:
-    """The file `metrics.jsonl`: one JSON object a line, only ever added to while a run lasts."""
+    """The file `metrics.jsonl`: one JSON object a line, only ever added to while a run lasts.
+
+    Raises:
+        InputError: It cannot be written; so do all methods but `close`.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "metrics.jsonl"
-        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        self._descriptor = self._open()
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def write(self, line: Line) -> None:
         """Add a line and hand it to the operating system."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        rest = _encoded(line)
+        try:
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        os.close(self._descriptor)
 
     def sync(self) -> None:
         """Put all lines on the disk, so that a checkpoint never knows more than the journal."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        if os.fstat(self._descriptor).st_nlink == 0:
+            raise InputError(
+                f"{self.path} was deleted while the run was writing to it: begin in a new run_dir."
+            )
 
     def cut_back(self, step: int, finished_epochs: int) -> None:
-        """Drop what a run that continues from a checkpoint will write again.
+        """Drop what a run that continues from a checkpoint will write again, and what is damaged.
 
         Args:
             step: The checkpoint's step; later step lines go.
             finished_epochs: The epochs that were finished by then; later epoch lines go.
         """
-        self._file.close()
         kept = [
             line
             for line in read_journal(self.path)
             if (line["kind"] == "step" and line["step"] <= step)
             or (line["kind"] == "epoch" and line["epoch"] <= finished_epochs)
         ]
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        write_atomically(self.path, b"".join(map(_encoded, kept)))
+        before, self._descriptor = self._descriptor, self._open()
+        os.close(before)
+
+
+def _encoded(line: Line) -> bytes:
+    return json.dumps(line).encode() + b"\n"
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the journal's lines; a last line that a crash tore off is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if text.endswith("\n"):
-            lines.append(json.loads(text))
-    return lines
+    """Return the journal's lines; those that cannot be read are left out, with a warning.
+
+    A last line that a crash tore off is left out without one: the run writes it again.
+
+    Raises:
+        InputError: The file itself cannot be read.
+    """
+    try:
+        *texts, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    lines = [_decoded(text) for text in texts]
+    damaged = [number for number, line in enumerate(lines, start=1) if line is None]
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        logger.warning("%s: left out what cannot be read: line %s", path, shown)
+    return [line for line in lines if line is not None]
+
+
+def _decoded(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    is_ours = (
+        isinstance(line, dict)
+        and isinstance(line.get("kind"), str)
+        and all(type(line.get(key)) is int for key in ("epoch", "step"))
+    )
+    return line if is_ours else None

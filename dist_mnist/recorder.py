@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dist_mnist import checkpoint, whereabouts
+from dist_mnist.errors import InputError
 from dist_mnist.journal import Journal, Line
 from dist_mnist.tracking import Tracker
 
@@ -44,8 +43,8 @@ class Recorder:
         path = self.run_dir / "diagnostics" / f"step-{step}.pt"
         try:
             path.parent.mkdir(exist_ok=True)
-            torch.save(content, path)
-        except OSError as error:
-            logger.warning("%s cannot be written: %s", path, error.strerror)
+            checkpoint.write(path, content)
+        except (InputError, OSError) as error:  # there is a worse one to tell
+            logger.warning("%s", error)
         else:
             logger.warning("weights, samples and gradients of step %d: %s", step, path)

@@ -1,11 +1,13 @@
 """The pictures of a run, drawn from its journal and from the answers to the test set."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dist_mnist.atomic_write import cannot_write, write_atomically
 from dist_mnist.journal import read_journal
 from dist_mnist.metrics import Evaluation, Mistake
 
@@ -31,6 +33,9 @@ def draw_all(
 
     Returns:
         The PNG files.
+
+    Raises:
+        InputError: They cannot be written, or the journal cannot be read.
     """
     return [
         draw_curves(run_dir),
@@ -144,6 +149,11 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _save(figure: "Figure", run_dir: Path, name: str) -> Path:
     path = run_dir / "plots" / f"{name}.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    write_atomically(path, picture.getbuffer())
     return path

@@ -22,7 +22,7 @@ from dist_mnist.recorder import Recorder
 from dist_mnist.run_directory import choose_run_directory, lock_run_directory, write_config
 from dist_mnist.tracking import start_tracking
 from dist_mnist.train import evidence, fit, score
-from dist_mnist.training_state import TrainingState, build_training_state, restore
+from dist_mnist.training_state import TrainingState, build_training_state, load_weights, restore
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +115,10 @@ def _recorder(
 def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Evaluation:
     """Look at the test set, this once, with the best checkpoint."""
     best = run_dir / "checkpoints" / "best.pt"
-    weights = _best_weights(best) if recorder else None
+    weights = _best_weights(state, best) if recorder else None
     weights = broadcast_object(state.world, weights)
     if weights is not None:
-        state.model.load_state_dict(weights)
+        load_weights(state.model, weights)
     state.splits = state.splits.without_train()  # room for the pictures
     started = perf_counter()
     test = score(state, state.splits.test)
@@ -130,9 +130,10 @@ def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Eva
     return test
 
 
-def _best_weights(path: Path) -> dict[str, torch.Tensor] | None:
+def _best_weights(state: TrainingState, path: Path) -> dict[str, torch.Tensor] | None:
     try:
         weights: dict[str, torch.Tensor] = checkpoint.load(path)["model"]
+        load_weights(state.model, weights)  # or another network's best one would stop every rank
     except InputError as error:
         logger.warning("%s Testing the last state instead.", error)
         return None

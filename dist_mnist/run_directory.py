@@ -2,15 +2,19 @@
 
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dist_mnist.atomic_write import write_atomically
 from dist_mnist.config import Config, Resume, plain_config
 from dist_mnist.distributed import World, broadcast_object, launch_id
-from dist_mnist.errors import InputError
+from dist_mnist.errors import InputError, one_line
+
+# Two launches may follow upon each other: a crashed one's processes need some seconds to end.
+LOCK_PATIENCE_SECONDS = 10.0
 
 
 def choose_run_directory(config: Config, world: World) -> Path:
@@ -31,38 +35,47 @@ def _own_directory(parent: Path) -> Path:
     return earlier[-1] if earlier else parent / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
 
 
-def lock_run_directory(directory: Path, resume: Resume) -> AbstractContextManager[object]:
+@contextmanager
+def lock_run_directory(directory: Path, resume: Resume) -> Iterator[None]:
     """Make the directory if need be and keep every other launch out of it.
 
-    Only rank 0 may call this.
+    Only rank 0 may call this. The system frees the lock when this process ends, however it ends.
 
     Args:
         directory: Where the run is kept.
         resume: Whether it may, must or must not hold a run already.
 
-    Returns:
-        The lock, as a context; the system frees it when this process ends, however it ends.
-
     Raises:
         InputError: Another launch is using the directory, or it cannot be written, or it does or
             does not hold a run against what `resume` says.
     """
+    _check_resume(directory, resume)  # before anything is made there
+    with _lock(directory):
+        _check_resume(directory, resume)  # after another launch has come to its end there
+        yield
+
+
+def _lock(directory: Path) -> AbstractContextManager[object]:
     try:
-        _check_resume(directory, resume)
         directory.mkdir(parents=True, exist_ok=True)
-        return FileLock(directory / ".lock").acquire(blocking=False)
+        return FileLock(directory / ".lock").acquire(timeout=LOCK_PATIENCE_SECONDS)
     except Timeout:
         raise InputError(
             f"run_dir={directory} is in use by another launch: wait for it, or choose another."
         ) from None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter where there are no locks
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(
-            f"run_dir={directory} cannot be written ({error.strerror}): choose another."
+            f"run_dir={directory} cannot be written ({reason}): choose another."
         ) from error
 
 
 def write_config(directory: Path, config: Config, overrides: Sequence[str]) -> None:
-    """Write down what runs: the resolved config, and what was given on the command line."""
+    """Write down what runs: the resolved config, and what was given on the command line.
+
+    Raises:
+        InputError: The directory cannot be written; what was there is untouched.
+    """
     _write_yaml(directory / "config.yaml", plain_config(config))
     _write_yaml(directory / "overrides.yaml", list(overrides))
 
@@ -84,4 +97,5 @@ def _check_resume(directory: Path, resume: Resume) -> None:
 def _write_yaml(path: Path, content: object) -> None:
     from omegaconf import OmegaConf
 
-    OmegaConf.save(OmegaConf.create(content), path)  # type: ignore[call-overload]
+    text = OmegaConf.to_yaml(OmegaConf.create(content))  # type: ignore[call-overload]
+    write_atomically(path, text.encode())

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -207,8 +207,11 @@ def build_loss(config: Config) -> nn.Module:
     loss: nn.Module = instantiate(
         "loss", config.loss, nn.Module, trusted_modules=config.trusted_modules
     )
-    values = loss(torch.zeros(2, config.data.num_classes), torch.zeros(2, dtype=torch.int64))
-    if values.shape != (2,):
+    try:
+        values = loss(torch.zeros(2, config.data.num_classes), torch.zeros(2, dtype=torch.int64))
+    except Exception as error:
+        raise InputError(f"loss cannot be used: {one_line(error)[:300]}.") from error
+    if getattr(values, "shape", None) != (2,):
         raise InputError("loss must give one value per sample: set loss.reduction=none.")
     return loss
 
@@ -242,6 +245,23 @@ def checkpoint_content(state: TrainingState) -> dict[str, Any]:
     }
 
 
+def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+    """Put a checkpoint's weights into a network.
+
+    Raises:
+        InputError: They are those of another network; the network's own are untouched.
+    """
+
+    def shapes(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {name: getattr(tensor, "shape", None) for name, tensor in tensors.items()}
+
+    if shapes(model.state_dict()) != shapes(weights):
+        raise InputError(
+            "the checkpoint does not fit this run: its weights are those of another network."
+        )
+    model.load_state_dict(weights)
+
+
 def restore(state: TrainingState, checkpoint: dict[str, Any]) -> None:
     """Continue from a checkpoint, with the optimizer's options as the config has them now.
 
@@ -254,12 +274,14 @@ def restore(state: TrainingState, checkpoint: dict[str, Any]) -> None:
         for group in state.optimizer.param_groups
     ]
     try:
-        state.model.load_state_dict(checkpoint["model"])
+        load_weights(state.model, checkpoint["model"])
         state.optimizer.load_state_dict(checkpoint["optimizer"])
         if checkpoint["scaler"]:  # empty where the run has not been in float16 so far
             state.scaler.load_state_dict(checkpoint["scaler"])
         state.progress = _progress(checkpoint["progress"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a file from elsewhere may hold anything
         raise InputError(
             f"the checkpoint does not fit this run: {one_line(error)[:300]}."
         ) from error
@@ -269,7 +291,17 @@ def restore(state: TrainingState, checkpoint: dict[str, Any]) -> None:
 
 def _progress(plain: dict[str, Any]) -> Progress:
     totals = {key: Totals(**plain[key]) for key in ("epoch_totals", "logged_totals")}
-    return Progress(**{**plain, **totals})
+    progress = Progress(**{**plain, **totals})
+    amounts = [
+        *astuple(progress.epoch_totals),
+        *astuple(progress.logged_totals),
+        *(progress.epoch_seconds, progress.best_accuracy or 0.0),
+    ]
+    if type(progress.step) is not int or progress.step < 0:
+        raise ValueError(f"step={progress.step} is no number of steps")
+    if not all(isinstance(amount, (int, float)) for amount in amounts):
+        raise TypeError("a number of its progress is none")
+    return progress
 
 
 def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:

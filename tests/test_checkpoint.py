@@ -11,7 +11,10 @@ from dist_mnist.errors import InputError
 
 
 def content(step: int = 1) -> dict[str, Any]:
-    return {**{key: {} for key in checkpoint.CONTENT}, "progress": {"step": step}}
+    return {
+        **{key: kind() for key, kind in checkpoint.CONTENT.items()},
+        "progress": {"step": step},
+    }
 
 
 def files(run_dir: Path) -> set[str]:
@@ -44,7 +47,7 @@ def test_a_save_that_fails_leaves_the_old_file_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(InputError, match="step 2 cannot be written"):
+    with pytest.raises(InputError, match=r"best.pt cannot be written: the disk is full"):
         checkpoint.save(tmp_path, content(2), 2, is_best=True, keep=1)
     assert (tmp_path / "checkpoints" / "last.pt").read_bytes() == before
 

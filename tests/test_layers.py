@@ -9,9 +9,10 @@ PACKAGE = Path(__file__).parent.parent / "dist_mnist"
 
 # From the bottom up: a module may import only from the rows above its own.
 LAYERS = [
-    {"errors", "signals", "whereabouts", "seeding", "cpu", "shared_memory", "journal"},
-    {"config", "instantiate", "watchdog", "numerics"},
-    {"distributed"},
+    {"errors", "signals", "whereabouts", "seeding", "cpu", "shared_memory"},
+    {"atomic_write", "watchdog", "numerics"},
+    {"journal"},
+    {"config", "instantiate", "distributed"},
     {"mnist", "emnist", "models", "losses", "schedules", "precision"},
     {"stopping", "dataset_files", "augmentation", "metrics", "checkpoint", "tracking"},
     {"data", "run_directory", "recorder", "report"},

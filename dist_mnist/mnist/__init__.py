@@ -91,6 +91,9 @@ def _unpack(path: Path) -> bytearray:
     if not _is_original(path.name, content):
         raise OSError(f"{packed} is damaged: install dist_mnist again")
     temporary = path.with_name(f".{path.name}.tmp")  # one for all: who writes holds the lock
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return content

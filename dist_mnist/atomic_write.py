@@ -1,0 +1,54 @@
+"""Files that are replaced whole or not at all, and what is said where they cannot be written."""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from dist_mnist.errors import InputError
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Replace a file so that a crash at any instant leaves the old content or the new.
+
+    Only one process may write to a path at a time.
+
+    Raises:
+        InputError: It cannot be written; what was there is untouched.
+    """
+    # One name for all times: what a kill has left behind is gone with the next attempt.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names themselves on the disk, so that a new one survives a power cut."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """Return the sentence for a file that the system refuses to write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(
+            f"{path} cannot be written: the disk is full; make room, and the same run_dir goes on."
+        )
+    if error.errno == errno.ENOENT:
+        return InputError(f"{path} cannot be written: its folder has been deleted or moved.")
+    return InputError(f"{path} cannot be written: {error.strerror or error}.")
