@@ -106,6 +106,9 @@ class Waiting:
 def session(device: str, timeout_seconds: int) -> Iterator[World]:
     """Set up this process's device, threads and process group; take the group down at the end.
 
+    What `parallelize` has returned must be let go before: with torch 2.8 whoever lets the last of a
+    group go while its threads still run waits for them, and they for the interpreter.
+
     After an error the group is left as it is: taking it down could wait for processes that are
     gone, and the end of the process closes it anyway.
 
@@ -351,9 +354,6 @@ def parallelize(
 
 
 def _can_share_memory(world: World, gradient_bytes: int) -> bool:
-    # With torch 2.8 some trainings of several ranks have been seen to wait for ever.
-    if torch.torch_version.TorchVersion(torch.__version__) < "2.15":
-        return False
     on_one_machine = world.local_size == world.size and world.device.type == "cpu"
     fits = shared_memory.bytes_needed(world.size, gradient_bytes) <= SHARED_MEMORY_LIMIT_BYTES
     return on_one_machine and fits and shared_memory.is_supported()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from dist_mnist.config import Config
 from dist_mnist.data import load_splits
-from dist_mnist.distributed import session
+from dist_mnist.distributed import World, session
 from dist_mnist.metrics import RunningMetrics, Totals
 from dist_mnist.train import fit, train_epoch, train_step
 from dist_mnist.training_state import TrainingState, build_training_state
@@ -30,9 +31,13 @@ def trained(overrides: list[str]) -> dict[str, torch.Tensor]:
     """Train one epoch and return the weights."""
     config = make_config(*overrides)
     with session(config.trainer.device, timeout_seconds=60) as world:
-        state = build_training_state(config, world, load_splits(config.data, config.seed))
-        fit(state, recorder=None)
-        return {key: value.clone() for key, value in state.model.state_dict().items()}
+        return trained_in(world, config)
+
+
+def trained_in(world: World, config: Config) -> dict[str, torch.Tensor]:
+    state = build_training_state(config, world, load_splits(config.data, config.seed))
+    fit(state, recorder=None)
+    return {key: value.clone() for key, value in state.model.state_dict().items()}
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
