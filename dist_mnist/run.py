@@ -15,7 +15,7 @@ from dist_mnist.console import describe, log_to_file, result_line
 from dist_mnist.data import load_splits
 from dist_mnist.distributed import World, broadcast_object
 from dist_mnist.errors import InputError
-from dist_mnist.journal import Journal
+from dist_mnist.journal import Journal, read_journal
 from dist_mnist.metrics import Evaluation
 from dist_mnist.recorder import Recorder
 from dist_mnist.run_directory import choose_run_directory, lock_run_directory, write_config
@@ -56,7 +56,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
             fit(state, recorder)
             test = _test(state, run_dir, recorder)
             if recorder:
-                logger.info("%s", recorder.tracker.how_to_look())
+                recorder.tracker.finish(exit_code=0)
             logger.info(result_line(test, perf_counter() - started, run_dir))
     return test
 
@@ -73,7 +73,7 @@ def _resume(state: TrainingState, run_dir: Path) -> None:
 def _recorder(
     state: TrainingState, run_dir: Path, overrides: Sequence[str]
 ) -> Iterator[Recorder | None]:
-    """Open what rank 0 writes to; end the wandb run with the right exit code, come what may."""
+    """Open what rank 0 writes to; end the wandb run as failed where something goes wrong."""
     if not state.world.is_main:
         yield None
         return
@@ -88,13 +88,13 @@ def _recorder(
             logger.info("continuing after step %d of %d", step, state.last_step)
         finished_epochs = (-(-step // len(state.order))) if is_over else step // len(state.order)
         journal.cut_back(step, finished_epochs)
-        tracker = start_tracking(config.tracking, run_dir, plain_config(config))
+        lines = read_journal(journal.path)
+        tracker = start_tracking(config.tracking, run_dir, plain_config(config), lines)
         try:
             yield Recorder(run_dir, journal, tracker, config.trainer.keep_checkpoints)
         except BaseException:
             tracker.finish(exit_code=1)
             raise
-        tracker.finish(exit_code=0)
 
 
 def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Evaluation:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "dist_mnist"
 
 # From the bottom up: a module may import only from the rows above its own.
 LAYERS = [
-    {"errors", "seeding", "cpu", "shared_memory", "journal"},
+    {"errors", "seeding", "cpu", "shared_memory", "journal", "wandb_files"},
     {"config", "instantiate", "distributed"},
     {"mnist", "emnist", "models", "losses", "schedules", "precision"},
     {"dataset_files", "augmentation", "metrics", "checkpoint", "tracking"},
