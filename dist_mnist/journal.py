@@ -56,14 +56,17 @@ class Journal:
                 f"{self.path} was deleted while the run was writing to it: begin in a new run_dir."
             )
 
-    def cut_back(self, step: int, finished_epochs: int) -> None:
+    def cut_back(self, step: int, finished_epochs: int) -> list[Line]:
         """Drop what a run that continues from a checkpoint will write again, and what is damaged.
 
         Args:
             step: The checkpoint's step; later step lines go.
             finished_epochs: The epochs that were finished by then; later epoch lines go.
+
+        Returns:
+            The lines that are left.
         """
-        kept = [
+        kept: list[Line] = [
             line
             for line in read_journal(self.path)
             if (line["kind"] == "step" and line["step"] <= step)
@@ -72,6 +75,7 @@ class Journal:
         write_atomically(self.path, b"".join(map(_encoded, kept)))
         before, self._descriptor = self._descriptor, self._open()
         os.close(before)
+        return kept
 
 
 def _encoded(line: Line) -> bytes:

@@ -15,7 +15,7 @@ from dist_mnist.console import describe, log_to_file, result_line
 from dist_mnist.data import load_splits
 from dist_mnist.distributed import World, broadcast_object
 from dist_mnist.errors import InputError
-from dist_mnist.journal import Journal
+from dist_mnist.journal import Journal, Line
 from dist_mnist.metrics import Evaluation
 from dist_mnist.numerics import NonFiniteError
 from dist_mnist.recorder import Recorder
@@ -59,7 +59,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
             fit(state, recorder)
             test = _test(state, run_dir, recorder)
             if recorder:
-                logger.info("%s", recorder.tracker.how_to_look())
+                recorder.tracker.finish(exit_code=0)
             logger.info(result_line(test, perf_counter() - started, run_dir))
     return test
 
@@ -76,40 +76,48 @@ def _resume(state: TrainingState, run_dir: Path) -> None:
 def _recorder(
     state: TrainingState, run_dir: Path, overrides: Sequence[str]
 ) -> Iterator[Recorder | None]:
-    """Open what rank 0 writes to; end the wandb run with the right exit code, come what may."""
+    """Open what rank 0 writes to; end the wandb run as failed where something goes wrong."""
     if not state.world.is_main:
         yield None
         return
-    config, step = state.config, state.progress.step
+    config = state.config
     write_config(run_dir, config, overrides)
     with log_to_file(run_dir), closing(Journal(run_dir)) as journal:
-        # An epoch that was cut short is trained to its end, unless there is nothing left to train.
-        is_over = step >= state.last_step
-        if is_over:
-            logger.info("already finished with step %d: testing it again", step)
-        elif step:
-            logger.info("continuing after step %d of %d", step, state.last_step)
-        finished_epochs = (-(-step // len(state.order))) if is_over else step // len(state.order)
-        journal.cut_back(step, finished_epochs)
-        tracker = start_tracking(config.tracking, run_dir, plain_config(config))
+        lines = _cut_back(journal, state)
+        tracker = start_tracking(config.tracking, run_dir, plain_config(config), lines)
         recorder = Recorder(run_dir, journal, tracker, config.trainer.keep_checkpoints)
         try:
             yield recorder
-        except signals.Stopped as stop:
-            logger.info(
-                "stopped by %s after step %d: run_dir=%s goes on from there",
-                *(stop, state.progress.step, run_dir),
-            )
-            tracker.finish(exit_code=signals.STOPPED)
+        except BaseException as error:
+            _leave(error, state, recorder)
             raise
-        except NonFiniteError as error:
-            recorder.save_evidence(evidence(state, error.step), error.step)
-            tracker.finish(exit_code=1)
-            raise
-        except BaseException:
-            tracker.finish(exit_code=1)
-            raise
-        tracker.finish(exit_code=0)
+
+
+def _cut_back(journal: Journal, state: TrainingState) -> list[Line]:
+    """Set the journal back to where the state is; return what is left of it."""
+    step, steps_per_epoch = state.progress.step, len(state.order)
+    # An epoch that was cut short is trained to its end, unless there is nothing left to train.
+    is_over = step >= state.last_step
+    if is_over:
+        logger.info("already finished with step %d: testing it again", step)
+    elif step:
+        logger.info("continuing after step %d of %d", step, state.last_step)
+    return journal.cut_back(
+        step, -(-step // steps_per_epoch) if is_over else step // steps_per_epoch
+    )
+
+
+def _leave(error: BaseException, state: TrainingState, recorder: Recorder) -> None:
+    """Write down what cuts a run short, and end the wandb run."""
+    if isinstance(error, NonFiniteError):
+        recorder.save_evidence(evidence(state, error.step), error.step)
+    if isinstance(error, signals.Stopped):
+        logger.info(
+            "stopped by %s after step %d: run_dir=%s goes on from there",
+            *(error, state.progress.step, recorder.run_dir),
+        )
+    is_stopped = isinstance(error, signals.Stopped)
+    recorder.tracker.finish(exit_code=signals.STOPPED if is_stopped else 1)
 
 
 def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Evaluation:
