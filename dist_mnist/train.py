@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +19,7 @@ from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation, RunningMetrics, Totals
 from dist_mnist.precision import autocast
 from dist_mnist.recorder import Recorder
+from dist_mnist.reproducible import SHARDS, learn_in_shards
 from dist_mnist.sampler import DistributedBatchSampler
 from dist_mnist.seeding import keyed_seed, seed_device
 from dist_mnist.training_state import TrainingState, checkpoint_content
@@ -103,15 +105,32 @@ def train_step(
         state.optimizer.param_groups, state.learning_rates, strict=True
     ):
         group["lr"] = learning_rate * state.schedule(step)
+    if config.trainer.reproducible:
+        learn = partial(_learn_shard, state, batch_size, metrics)
+        learn_in_shards(state.model, world, images, labels, batch_size, learn)
+    else:
+        _learn_share(state, images, labels, batch_size, metrics)
+    _apply_gradients(state)
+
+
+def _learn_share(
+    state: TrainingState,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    batch_size: int,
+    metrics: RunningMetrics,
+) -> None:
+    """Leave the mean gradient of the global batch in every parameter."""
+    config, world = state.config, state.world
     # DDP takes the mean over the ranks of each rank's gradient: weighted so, it is the sum over
     # all samples divided by their number, however unevenly the ranks share them.
     weight = world.size / batch_size
     if len(labels) > 0:
-        images = _augmented(state, images, batch_size)
+        images = _augmented(state, images, batch_size, world.rank, world.size)
     else:  # still needed in the all-reduce, with a gradient of nothing
         images, labels = state.splits.train.images[:2], state.splits.train.labels[:2]
         weight = 0.0
-    seed_device(world.device, keyed_seed(config.seed, "step", step, world.rank))
+    seed_device(world.device, keyed_seed(config.seed, "step", state.progress.step, world.rank))
     pieces = [(images, labels)]
     if size := config.trainer.micro_batch_size:
         pieces = list(zip(images.split(size), labels.split(size), strict=True))
@@ -121,17 +140,34 @@ def train_step(
             losses, outputs = _add_gradients(state, some_images, some_labels, weight)
         if weight:
             metrics.update(losses, outputs, some_labels)
-    _apply_gradients(state)
 
 
-def _augmented(state: TrainingState, images: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Change this rank's images by its share of random numbers for the whole global batch."""
+def _learn_shard(
+    state: TrainingState,
+    batch_size: int,
+    metrics: RunningMetrics,
+    shard: int,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """Add a shard's part in the mean gradient of the global batch to every parameter."""
+    config, device = state.config, state.world.device
+    images = _augmented(state, images, batch_size, shard, SHARDS)
+    seed_device(device, keyed_seed(config.seed, "step", state.progress.step, shard))
+    losses, outputs = _add_gradients(state, images, labels, 1 / batch_size)
+    metrics.update(losses, outputs, labels)
+
+
+def _augmented(
+    state: TrainingState, images: torch.Tensor, batch_size: int, part: int, parts: int
+) -> torch.Tensor:
+    """Change one part's images by its share of random numbers for the whole global batch."""
     config, world = state.config, state.world
     if config.augmentation.changes_nothing:
         return images
     seed_device(world.device, keyed_seed(config.seed, "augmentation", state.progress.step))
     numbers = torch.rand(NUMBERS_PER_IMAGE, batch_size, device=world.device)
-    return augment(images, config.augmentation, numbers[:, world.rank :: world.size])
+    return augment(images, config.augmentation, numbers[:, part::parts])
 
 
 def _add_gradients(
