@@ -93,6 +93,15 @@ class AugmentationConfig:
         return not any(vars(self).values())
 
 
+# What trainer.reproducible excludes, and why.
+NOT_REPRODUCIBLE = {
+    "micro_batch_size": "has pieces of its own, the same at any number of processes",
+    "sync_batch_norm": "takes the statistics of batch norm over one shard alone",
+    "compress_gradients": "cannot round what only some numbers of processes send",
+    "compile": "cannot have code that depends on the shapes that a process has met",
+}
+
+
 @dataclass
 class TrainerConfig:
     """The loop: how long, in which batches, on what device, and what is written when."""
@@ -112,11 +121,17 @@ class TrainerConfig:
     checkpoint_every_steps: int | None
     keep_checkpoints: int
     timeout_seconds: int
+    reproducible: bool = False  # which the checkpoints of earlier versions do not say
 
     def __post_init__(self) -> None:
         _require_at_least_one("trainer", self)
         clip = self.gradient_clip_norm
         _require(clip is None or clip > 0, "trainer.gradient_clip_norm", clip, "it must be above 0")
+        for key, reason in NOT_REPRODUCIBLE.items():
+            value = getattr(self, key)
+            possible = not (self.reproducible and value)
+            rule = f"trainer.reproducible=true {reason}; set one of them to its default"
+            _require(possible, f"trainer.{key}", value, rule)
 
 
 @dataclass

@@ -302,6 +302,37 @@ def all_reduce_max(world: World, values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
+def tree_sum(world: World, rows: torch.Tensor, waiting: Waiting) -> torch.Tensor:
+    """Add up the rows of all ranks, in an order that does not depend on the number of ranks.
+
+    Row k of rank r is row r + k * world.size of all. The second half of them is added to the first,
+    and so on until one is left.
+
+    Args:
+        world: This process; the number of processes is a power of two.
+        rows: float of shape (rows, N), as many on every rank, a power of two; they are used up.
+        waiting: Where to note how long the others were waited for.
+
+    Returns:
+        Shape (N,), the same bits on every rank.
+    """
+    own = _fold(rows)
+    if world.size == 1:
+        return own
+    everyones = own.new_empty(world.size * len(own))
+    began = time.perf_counter()
+    dist.all_gather_into_tensor(everyones, own)
+    waiting.seconds += time.perf_counter() - began
+    return _fold(everyones.view(world.size, -1))
+
+
+def _fold(rows: torch.Tensor) -> torch.Tensor:
+    while len(rows) > 1:
+        half = len(rows) // 2
+        rows = rows[:half].add_(rows[half:])
+    return rows[0]
+
+
 def parallelize(
     model: nn.Module,
     world: World,

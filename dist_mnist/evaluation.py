@@ -21,8 +21,9 @@ def evaluate(
 ) -> Evaluation:
     """Predict every sample once, in eval mode; the model is left in the mode it was in.
 
-    Every rank takes every `world.size`-th sample and writes its answers into its own places of one
-    table; one sum over the ranks then gives all of them the whole table. Every rank must call it.
+    Every rank takes every `world.size`-th block of samples, the same blocks at any world size, and
+    writes its answers into its own places of one table; one sum over the ranks then gives all of
+    them the whole table. Every rank must call it.
 
     Args:
         model: The bare module, on `world.device`.
@@ -30,21 +31,22 @@ def evaluate(
         dataset: The samples, on `world.device`.
         normalization: What the model was trained with.
         world: This process.
-        batch_size: Samples per forward pass of one process.
+        batch_size: Samples of a block, which is one forward pass of one process.
         dtype: What the forward pass computes in.
     """
     was_training = model.training
     model.eval()
     broadcast_buffers(world, model)
     table = torch.zeros(4, len(dataset), device=world.device)
-    mine = torch.arange(world.rank, len(dataset), world.size, device=world.device)
-    for indices in mine.split(batch_size):
-        images, labels = dataset[indices]
+    blocks = range(0, len(dataset), batch_size)
+    for start in blocks[world.rank :: world.size]:
+        block = slice(start, start + batch_size)
+        images, labels = dataset.images[block], dataset.labels[block]
         with autocast(world.device, dtype):
             outputs = model(normalization(images)).float()
         confidences, predictions = outputs.softmax(dim=1).max(dim=1)
         seen = torch.ones_like(confidences)
-        table[:, indices] = torch.stack((loss(outputs, labels), predictions, confidences, seen))
+        table[:, block] = torch.stack((loss(outputs, labels), predictions, confidences, seen))
     model.train(was_training)
     losses, predictions, confidences, seen = all_reduce_sum(world, table).cpu()
     if not bool((seen == 1).all()):

@@ -7,6 +7,7 @@ import torch
 from dist_mnist.distributed import World, all_reduce_sum
 
 UPDATES_COUNTED_AT_ONCE = 32
+LOSS_UNIT = 2.0**-24  # finer than any digit that is shown
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class RunningMetrics:
         if not self._uncounted:
             return
         losses, outputs, labels = map(torch.cat, zip(*self._uncounted, strict=True))
-        self._sums[0] += losses.sum(dtype=self._sums.dtype)
+        # Whole units add up exactly, in whatever order.
+        units = (losses.to(self._sums.dtype) / LOSS_UNIT).round()
+        self._sums[0] += units.sum() * LOSS_UNIT
         self._sums[1] += (outputs.argmax(dim=1) == labels).sum()
         self._sums[2] += len(labels)
         self._uncounted.clear()

@@ -45,7 +45,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
     """
     started = perf_counter()
     splits = load_splits(config.data, config.seed, config.trusted_modules).to(world.device)
-    whereabouts.enter("start-up")  # from here on all ranks go together
+    whereabouts.enter(0, 1, "start-up")  # from here on all ranks go together
     state = build_training_state(
         config,
         world,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,7 @@ from dist_mnist.metrics import Evaluation, RunningMetrics, Totals
 from dist_mnist.numerics import NonFiniteError
 from dist_mnist.precision import autocast
 from dist_mnist.recorder import Recorder
+from dist_mnist.reproducible import SHARDS, learn_in_shards
 from dist_mnist.sampler import DistributedBatchSampler
 from dist_mnist.seeding import keyed_seed, seed_device
 from dist_mnist.stopping import StopAgreement
@@ -119,20 +121,37 @@ def train_step(
     """
     config, world = state.config, state.world
     step = state.progress.step
-    whereabouts.enter(f"step {step + 1}")
+    whereabouts.enter(step + 1, 0, f"step {step + 1}")
     for group, learning_rate in zip(
         state.optimizer.param_groups, state.learning_rates, strict=True
     ):
         group["lr"] = learning_rate * state.schedule(step)
+    if config.trainer.reproducible:
+        learn = partial(_learn_shard, state, batch_size, metrics)
+        learn_in_shards(state.model, world, images, labels, batch_size, learn, state.waiting)
+    else:
+        _learn_share(state, images, labels, batch_size, metrics)
+    _apply_gradients(state)
+
+
+def _learn_share(
+    state: TrainingState,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    batch_size: int,
+    metrics: RunningMetrics,
+) -> None:
+    """Leave the mean gradient of the global batch in every parameter."""
+    config, world = state.config, state.world
     # DDP takes the mean over the ranks of each rank's gradient: weighted so, it is the sum over
     # all samples divided by their number, however unevenly the ranks share them.
     weight = world.size / batch_size
     if len(labels) > 0:
-        images = _augmented(state, images, batch_size)
+        images = _augmented(state, images, batch_size, world.rank, world.size)
     else:  # still needed in the all-reduce, with a gradient of nothing
         images, labels = state.splits.train.images[:2], state.splits.train.labels[:2]
         weight = 0.0
-    seed_device(world.device, keyed_seed(config.seed, "step", step, world.rank))
+    seed_device(world.device, keyed_seed(config.seed, "step", state.progress.step, world.rank))
     pieces = [(images, labels)]
     if size := config.trainer.micro_batch_size:
         pieces = list(zip(images.split(size), labels.split(size), strict=True))
@@ -142,17 +161,34 @@ def train_step(
             losses, outputs = _add_gradients(state, some_images, some_labels, weight)
         if weight:
             metrics.update(losses, outputs, some_labels)
-    _apply_gradients(state)
 
 
-def _augmented(state: TrainingState, images: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Change this rank's images by its share of random numbers for the whole global batch."""
+def _learn_shard(
+    state: TrainingState,
+    batch_size: int,
+    metrics: RunningMetrics,
+    shard: int,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """Add a shard's part in the mean gradient of the global batch to every parameter."""
+    config, device = state.config, state.world.device
+    images = _augmented(state, images, batch_size, shard, SHARDS)
+    seed_device(device, keyed_seed(config.seed, "step", state.progress.step, shard))
+    losses, outputs = _add_gradients(state, images, labels, 1 / batch_size)
+    metrics.update(losses, outputs, labels)
+
+
+def _augmented(
+    state: TrainingState, images: torch.Tensor, batch_size: int, part: int, parts: int
+) -> torch.Tensor:
+    """Change one part's images by its share of random numbers for the whole global batch."""
     config, world = state.config, state.world
     if config.augmentation.changes_nothing:
         return images
     seed_device(world.device, keyed_seed(config.seed, "augmentation", state.progress.step))
     numbers = torch.rand(NUMBERS_PER_IMAGE, batch_size, device=world.device)
-    return augment(images, config.augmentation, numbers[:, world.rank :: world.size])
+    return augment(images, config.augmentation, numbers[:, part::parts])
 
 
 def _add_gradients(
@@ -163,7 +199,8 @@ def _add_gradients(
     with autocast(state.world.device, state.dtype):
         outputs = state.parallel_model(images)
     losses = state.loss(outputs.float(), labels)
-    whereabouts.enter(f"step {state.progress.step + 1}, gradients")
+    step = state.progress.step + 1
+    whereabouts.enter(step, 1, f"the gradients of step {step}")
     # The gradient of weight * losses.sum(), without computing that; and of nothing finite where a
     # loss is not, so that every rank comes to know of it.
     state.scaler.scale(losses).backward(torch.add(weight, losses.detach(), alpha=0.0))
@@ -241,7 +278,8 @@ def score(state: TrainingState, dataset: ImageTensors) -> Evaluation | None:
     """Evaluate the model on one of the state's sets; None where the set is empty."""
     if len(dataset) == 0:
         return None
-    whereabouts.enter(f"evaluation after step {state.progress.step}")
+    step = state.progress.step
+    whereabouts.enter(step, 2, f"the evaluation after step {step}")
     return evaluate(
         state.model,
         state.loss,

@@ -12,12 +12,13 @@ from torch import nn
 from dist_mnist import __version__
 from dist_mnist.config import Config, TrainerConfig, plain_config
 from dist_mnist.data import DataSplits
-from dist_mnist.distributed import Waiting, World, parallelize
+from dist_mnist.distributed import Waiting, World, broadcast_object, parallelize
 from dist_mnist.errors import InputError, one_line
 from dist_mnist.instantiate import find_function, instantiate
 from dist_mnist.metrics import Totals
 from dist_mnist.numerics import FiniteCheck
 from dist_mnist.precision import compute_dtype, gradient_scaler
+from dist_mnist.reproducible import prepare
 from dist_mnist.sampler import EpochOrder
 from dist_mnist.seeding import keyed_seed, seed_device
 
@@ -30,6 +31,7 @@ FIXED_FOR_A_RUN = (
     "data.normalize",
     "data.validation_size",
     "trainer.global_batch_size",
+    "trainer.reproducible",
 )
 
 
@@ -61,7 +63,7 @@ class TrainingState:
     Attributes:
         model: The bare module, whose weights are evaluated and saved.
         parallel_model: What training runs: the module that averages gradients over the ranks, or
-            the bare one in a world of size 1.
+            the bare one in a world of size 1 and in a reproducible run.
         loss: Gives one value per sample.
         schedule: Maps a step to what the learning rates are multiplied by.
         learning_rates: Of each parameter group, before the schedule.
@@ -102,19 +104,25 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         InputError: A part cannot be built, or does not fit the others.
     """
     trainer = config.trainer
+    if trainer.reproducible:
+        prepare(world)
     dtype = compute_dtype(trainer.precision, world.device)
     seed_device(world.device, keyed_seed(config.seed, "weights"))
-    model = build_model(config).to(world.device)
+    model = build_model(config)
+    if trainer.reproducible:  # as DDP does, for a network that draws its weights from elsewhere
+        model.load_state_dict(broadcast_object(world, model.state_dict()))
+    parallel_model = model.to(world.device)
     waiting = Waiting()
-    parallel_model = parallelize(
-        _compiled(model, world) if trainer.compile else model,
-        world,
-        accumulates=trainer.micro_batch_size is not None,
-        sync_batch_norm=trainer.sync_batch_norm,
-        compress_gradients=trainer.compress_gradients,
-        timeout_seconds=trainer.timeout_seconds,
-        waiting=waiting,
-    )
+    if not trainer.reproducible:
+        parallel_model = parallelize(
+            _compiled(model, world) if trainer.compile else model,
+            world,
+            accumulates=trainer.micro_batch_size is not None,
+            sync_batch_norm=trainer.sync_batch_norm,
+            compress_gradients=trainer.compress_gradients,
+            timeout_seconds=trainer.timeout_seconds,
+            waiting=waiting,
+        )
     optimizer: torch.optim.Optimizer = instantiate(
         "optimizer",
         config.optimizer,
@@ -308,7 +316,7 @@ def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:
     keys = (*FIXED_FOR_A_RUN, "optimizer._target_", *(f"model.{key}" for key in config["model"]))
     for key in keys:
         now, then = _look_up(config, key), _look_up(saved, key)
-        if now != then:
+        if now != then and (now or then):  # an option that was not there yet was not set
             raise InputError(
                 f"{key}={now} cannot continue a run that was begun with {key}={then}: "
                 f"set it back, or choose a new run_dir."

@@ -33,7 +33,8 @@ class Sign(NamedTuple):
     """What a rank tells of itself; `beat` is how often it has."""
 
     beat: int
-    number: int
+    step: int
+    phase: int
     name: str
 
 
@@ -61,7 +62,7 @@ def _tell(
         beat = 0
         while True:
             place = whereabouts.current()
-            store.set(_key(rank), json.dumps((beat, place.number, place.name)))
+            store.set(_key(rank), json.dumps((beat, *place[:3])))
             beat += 1
             time.sleep(interval)
     except RuntimeError:  # the store has ended: so has the run, or whoever waits for us will say it
@@ -74,7 +75,7 @@ def _watch(
     while True:
         time.sleep(interval)
         place = whereabouts.current()
-        if place.number and time.monotonic() - place.since > timeout:
+        if place.since is not None and time.monotonic() - place.since > timeout:
             culprit, sentence = _diagnose(rank, size, open_store, 3 * interval)
             if whereabouts.current() != place:
                 continue  # it moved, at the last moment
@@ -118,8 +119,8 @@ def _diagnose(
                 f"rank {other} gives no sign of life (stopped, or its machine is gone); it was "
                 f"last in {place}; {here}"
             )
-    last = min(range(size), key=lambda other: now[other].number)
-    if now[last].number == now[rank].number:
+    last = min(range(size), key=lambda other: now[other][1:3])
+    if now[last][1:3] == now[rank][1:3]:
         return last, f"every rank is in the same place, none is behind; {here}"
     return last, f"rank {last} is behind, in {now[last].name}; {here}"
 

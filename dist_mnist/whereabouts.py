@@ -10,30 +10,32 @@ class Place(NamedTuple):
     """A place in the run.
 
     Attributes:
-        number: How many places were entered up to it, the same on every rank at the same place; 0
-            where no rank waits for another.
+        step: The optimizer step that is being made, from 1, or after which something else is done.
+        phase: Orders the places of one step; every rank comes through the same ones.
         name: For a person.
-        since: When it was entered, in seconds of the monotonic clock.
+        since: When it was entered, in seconds of the monotonic clock; None where no rank waits for
+            another.
     """
 
-    number: int
+    step: int
+    phase: int
     name: str
-    since: float
+    since: float | None
 
 
-_place = Place(0, "start-up", time.monotonic())
+_place = Place(0, 0, "start-up", None)
 
 
-def enter(name: str) -> None:
-    """Say that this process gets to a place that every rank gets to, in the same order."""
+def enter(step: int, phase: int, name: str) -> None:
+    """Say that this process gets to a place where ranks may wait for each other."""
     global _place
-    _place = Place(_place.number + 1, name, time.monotonic())
+    _place = Place(step, phase, name, time.monotonic())
 
 
 def leave() -> None:
-    """Say that from here on no rank waits for this one, nor this one for any."""
+    """Say that from here on no rank waits for another."""
     global _place
-    _place = Place(0, "the end", time.monotonic())
+    _place = _place._replace(name="the end", since=None)
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def inside(name: str) -> Iterator[None]:
     """Say that this process does something on the way that other ranks need not do."""
     global _place
     outer = _place
-    _place = Place(outer.number, name, time.monotonic())
+    _place = outer._replace(name=name, since=time.monotonic())
     yield
     _place = outer._replace(since=time.monotonic())
 

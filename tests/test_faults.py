@@ -82,8 +82,8 @@ def require_equal(folder: Path, size: int, overrides: list[str]) -> None:
 
 # `python -m tests.faults` does hundreds.
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    kinds = ["process", "all ranks", "agent", "restart"]
-    stories = faults.campaign(kinds, kills=7, kills_of_a_run=2, seed=1, folder=tmp_path)
+    kinds = ["process", "agent", "restart"]
+    stories = faults.campaign(kinds, kills=5, kills_of_a_run=2, seed=1, folder=tmp_path)
     assert [story for story in stories if not story.is_equal] == []
 
 
@@ -191,7 +191,7 @@ def test_a_signal_before_training_ends_at_once(tmp_path: Path) -> None:
     ("does", "message"),
     [
         ("SIGSTOP", "rank 1 gives no sign of life"),
-        ("sleep", "rank 1 is behind, in step 5; rank 0 waits in step 5, gradients"),
+        ("sleep", "rank 1 is behind, in step 5; rank 0 waits in the gradients of step 5"),
     ],
 )
 def test_a_rank_that_the_others_wait_for_is_named(

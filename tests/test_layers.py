@@ -16,7 +16,7 @@ LAYERS = [
     {"mnist", "emnist", "models", "losses", "schedules", "precision"},
     {"stopping", "dataset_files", "augmentation", "metrics", "checkpoint", "tracking"},
     {"data", "run_directory", "recorder", "report"},
-    {"sampler", "evaluation"},
+    {"sampler", "evaluation", "reproducible"},
     {"training_state"},
     {"console"},
     {"train"},

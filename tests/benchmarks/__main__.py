@@ -6,13 +6,23 @@ Without a name, all of them. Each prints a table and writes a JSON record and a 
 import argparse
 from pathlib import Path
 
-from tests.benchmarks import loop, peers, projection, scaling, startup, time_to_accuracy, tuning
+from tests.benchmarks import (
+    loop,
+    peers,
+    projection,
+    reproducible,
+    scaling,
+    startup,
+    time_to_accuracy,
+    tuning,
+)
 
 BENCHMARKS = {
     "peers": peers.run,
     "loop": loop.run,
     "startup": startup.run,
     "tuning": tuning.run,
+    "reproducible": reproducible.run,
     "time_to_990": time_to_accuracy.run_990,
     "time_to_995": time_to_accuracy.run_995,
     "time_to_997": time_to_accuracy.run_997,
