@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -82,36 +82,35 @@ def require_equal(folder: Path, size: int, overrides: list[str]) -> None:
 
 # `python -m tests.faults` does hundreds.
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    kinds = ["process", "agent", "restart"]
-    stories = faults.campaign(kinds, kills=5, kills_of_a_run=2, seed=1, folder=tmp_path)
+    stories = faults.campaign(["process", "restart"], 4, 2, seed=1, folder=tmp_path)
     assert [story for story in stories if not story.is_equal] == []
 
 
-@pytest.mark.parametrize(
-    ("size", "name", "rank"), [(1, "SIGTERM", 0), (2, "SIGUSR1", 1), (2, "SIGINT", 0)]
-)
-def test_a_signal_to_any_rank_stops_all_after_the_same_step_and_nothing_is_lost(
-    small_root: Path, tmp_path: Path, size: int, name: str, rank: int
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
+    small_root: Path, tmp_path: Path
 ) -> None:
-    overrides = [*misbehaving(tmp_path, name, rank), f"data.root={small_root}"]
-    stopped = torchrun(size, *overrides, PYTHONPATH=HOUSE)
+    overrides = [*misbehaving(tmp_path, "SIGUSR1", rank=1), f"data.root={small_root}"]
+    stopped = torchrun(2, *overrides, PYTHONPATH=HOUSE)
     assert stopped.returncode != 0
-    assert f"exitcode  : {STOPPED}" in stopped.stderr
+    assert stopped.stderr.count(f"exitcode  : {STOPPED} ") == 2
     assert stopped.stderr.count("stopped early by") == 1
     step = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["step"]
     assert 5 <= step < 16
-    run_ranks(size, run_once, overrides)
-    require_equal(tmp_path, size, overrides)
+    run_ranks(2, run_once, overrides)
+    require_equal(tmp_path, 2, overrides)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_one_process_that_is_told_to_stop_ends_with_its_own_status(
-    small_root: Path, tmp_path: Path
+    small_root: Path, tmp_path: Path, name: str
 ) -> None:
-    overrides = [*misbehaving(tmp_path, "SIGUSR1"), f"data.root={small_root}"]
+    overrides = [*misbehaving(tmp_path, name), f"data.root={small_root}"]
     stopped = python("-m", "dist_mnist", *overrides, PYTHONPATH=HOUSE)
     assert stopped.returncode == STOPPED
-    assert stopped.stderr == "stopped early by SIGUSR1: start it again and it goes on\n"
+    assert stopped.stderr == f"stopped early by {name}: start it again and it goes on\n"
     assert f"after step 5: run_dir={tmp_path / 'run'} goes on from there" in stopped.stdout
+    run_ranks(1, run_once, overrides)
+    require_equal(tmp_path, 1, overrides)
 
 
 @contextmanager
@@ -217,8 +216,8 @@ def test_a_rank_that_the_others_wait_for_is_named(
             told += [line] if "error:" in line else []
             if told:  # torchrun would wait half a minute for a rank that is stopped
                 for rank in ranks:
-                    if Path(f"/proc/{rank}").exists():
-                        os.kill(rank, signal.SIGCONT)
+                    with suppress(ProcessLookupError):
+                        os.kill(rank, signal.SIGKILL)
     finally:
         process.kill()
         process.communicate()
@@ -227,23 +226,22 @@ def test_a_rank_that_the_others_wait_for_is_named(
     assert message in told[0]
 
 
-@pytest.mark.parametrize(("rank", "missing"), [(0, 1), (1, 0)])
-def test_a_rank_that_never_comes_is_named(
-    small_root: Path, tmp_path: Path, rank: int, missing: int
-) -> None:
+def test_a_rank_that_never_comes_is_named(small_root: Path, tmp_path: Path) -> None:
     alone = python(
         *("-m", "dist_mnist", *misbehaving(tmp_path, "nothing"), f"data.root={small_root}"),
         "trainer.timeout_seconds=2",
-        RANK=str(rank),
+        RANK="0",
+        LOCAL_RANK="0",
         WORLD_SIZE="2",
         LOCAL_WORLD_SIZE="2",
-        LOCAL_RANK=str(rank),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(free_port()),
     )
     assert alone.returncode == 1
-    assert alone.stderr.count("error:") == 1
-    assert f"rank {missing}" in alone.stderr or "cannot join" in alone.stderr
+    assert alone.stderr.startswith(
+        "[rank 0] error: rank 1 of 2 has not come within trainer.timeout"
+    )
+    assert alone.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("does", ["forget", "overflow"])
