@@ -33,7 +33,7 @@ class StopAgreement:
         seconds = perf_counter() - self._asked
         told, slowest = all_reduce_max(self._world, [signals.requested() is not None, seconds])
         if self._world.size > 1:
-            steps = int(self._steps * SECONDS_BETWEEN_QUESTIONS / slowest)
-            self._steps = max(1, min(steps, 2 * self._steps))
+            most = self._steps * SECONDS_BETWEEN_QUESTIONS / max(slowest, 1e-9)
+            self._steps = max(1, int(min(most, 2 * self._steps)))
         self._left, self._asked = self._steps, perf_counter()
         return bool(told)

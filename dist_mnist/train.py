@@ -93,6 +93,8 @@ def train_epoch(
             progress.epoch_totals = metrics.reduced()
             progress.epoch_seconds = perf_counter() - started
             _count_skipped_steps(state)
+        if saves or at_end:
+            _check_weights(state)
         if logs:
             _log_step(state, epoch, recorder)
         if saves and recorder:
@@ -238,12 +240,19 @@ def _count_skipped_steps(state: TrainingState) -> None:
         raise _non_finite(state, progress.step - count)
 
 
-def _non_finite(state: TrainingState, steps_made: int) -> NonFiniteError:
+def _check_weights(state: TrainingState) -> None:
+    """See that what is about to be saved is worth it."""
+    if not all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
+        raise _non_finite(state, state.progress.step - 1, "a weight that is not finite came of")
+
+
+def _non_finite(
+    state: TrainingState, steps_made: int, what: str = "a loss or gradient is not finite in"
+) -> NonFiniteError:
     learning_rate = state.learning_rates[0] * state.schedule(steps_made)
     return NonFiniteError(
-        f"loss or gradient of step {steps_made + 1} is not finite (learning rate "
-        f"{learning_rate:g}, loss scale {state.scaler.get_scale():g}): lower optimizer.lr, or set "
-        f"trainer.gradient_clip_norm.",
+        f"{what} step {steps_made + 1} (learning rate {learning_rate:g}, loss scale "
+        f"{state.scaler.get_scale():g}): lower optimizer.lr, or set trainer.gradient_clip_norm.",
         steps_made + 1,
     )
 

@@ -16,6 +16,7 @@ import torch
 from dist_mnist import checkpoint
 from dist_mnist.distributed import session
 from dist_mnist.journal import read_journal
+from dist_mnist.numerics import NonFiniteError
 from dist_mnist.run import run
 from dist_mnist.signals import INTERRUPTED, STOPPED
 from tests import faults
@@ -250,7 +251,7 @@ def test_what_is_not_finite_stops_all_ranks_in_that_step(
     small_root: Path, tmp_path: Path, size: int, does: str
 ) -> None:
     overrides = [*misbehaving(tmp_path, does, rank=size - 1, step=11), f"data.root={small_root}"]
-    with pytest.raises(Exception, match="loss or gradient of step 11 is not finite") as caught:
+    with pytest.raises(Exception, match="a loss or gradient is not finite in step 11 ") as caught:
         run_ranks(size, run_once, overrides)
     assert "learning rate 0.0" in str(caught.value)
     assert "loss scale 1" in str(caught.value)
@@ -263,6 +264,15 @@ def test_what_is_not_finite_stops_all_ranks_in_that_step(
     assert all(bool(tensor.isfinite().all()) for tensor in evidence["model"].values())
     run_ranks(size, run_once, overrides)  # the network behaves from now on
     require_equal(tmp_path, size, overrides)
+
+
+def test_weights_that_are_not_finite_are_not_saved(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*SMALL, f"run_dir={tmp_path}", f"data.root={small_root}", "scheduler=constant"]
+    with pytest.raises(NonFiniteError, match="a weight that is not finite came of step 1 "):
+        run_once(
+            [*overrides, "optimizer=sgd", "optimizer.lr=1e39", "trainer.checkpoint_every_steps=1"]
+        )
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def write_numbered_images(root: Path) -> None:
