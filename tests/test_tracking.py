@@ -20,6 +20,7 @@ from dist_mnist import tracking
 from dist_mnist.errors import InputError
 from dist_mnist.journal import Journal, Line, read_journal
 from dist_mnist.run import run
+from dist_mnist.signals import STOPPED, Stopped
 from dist_mnist.tracking import BackgroundTracker, NoTracking, start_tracking
 from tests.helpers import SOLO, free_port, make_config, python
 from tests.wandb_server import WandbServer, wandb_server
@@ -147,16 +148,26 @@ def test_continuing_a_run_continues_its_wandb_run(tracked_run: tuple[Path, list[
     assert ids == {f"run-{(run_dir / 'wandb_run_id').read_text()}.wandb"}
 
 
-def test_a_run_that_fails_is_marked_as_failed(
-    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "exit_code"), [(ZeroDivisionError(), 1), (Stopped("SIGTERM"), STOPPED)]
+)
+def test_a_run_that_is_cut_short_is_marked_with_its_status(
+    small_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    exit_code: int,
 ) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     overrides = ["data=fashion_mnist", f"data.root={small_root}", f"run_dir={tmp_path}"]
-    monkeypatch.setattr("dist_mnist.run.fit", lambda state, recorder: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr("dist_mnist.run.fit", fail)
+    with pytest.raises(type(error)):
         run(make_config(*overrides, "data.validation_size=50"), SOLO)
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    assert json.loads(inspect(file, "--summary"))["exit_code"] == 1
+    assert json.loads(inspect(file, "--summary"))["exit_code"] == exit_code
 
 
 class FailingTracker(NoTracking):
