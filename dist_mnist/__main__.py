@@ -15,7 +15,10 @@ def main() -> None:
         cli.main()
     except signals.Stopped as stop:
         if os.environ.get("RANK", "0") == "0":
-            print(f"stopped early by {stop}: start it again and it goes on", file=sys.stderr)
+            print(
+                f"stopped early by {stop}: start it again with the same run_dir and it goes on",
+                file=sys.stderr,
+            )
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(signals.STOPPED)  # as in cli: at once, whatever other ranks do

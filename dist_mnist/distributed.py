@@ -40,10 +40,11 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xc
 
 # The group waits longer than the watchdog, which can say for whom.
 GROUP_PATIENCE_SECONDS = 60
-POLLING_SECONDS = 0.005
 
-# More than this is left to gloo, whose memory and work do not grow with the number of ranks.
+# More than this, over all ranks, is left to gloo's own way of adding up, whose memory and work do
+# not grow with the number of ranks.
 SHARED_MEMORY_LIMIT_BYTES = 2**29
+GATHER_LIMIT_BYTES = 2**29
 
 # What newer torch calls DDP's option `broadcast_buffers`, which it deprecates.
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
@@ -152,7 +153,7 @@ def _join_group(world: World, timeout_seconds: int) -> None:
             timeout=timedelta(seconds=timeout_seconds + GROUP_PATIENCE_SECONDS),
             device_id=None if world.device.type == "cpu" else world.device,
         )
-    except (RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(
             f"rank {world.rank} cannot join the other processes of MASTER_ADDR="
             f"{os.environ.get('MASTER_ADDR')}: {one_line(error)[:300]}."
@@ -178,9 +179,10 @@ def _meet(store: Store, world: World, timeout_seconds: int) -> str:
         InputError: Some ranks, which are named, have not come in time.
     """
     word = secrets.token_hex(8)
-    deadline = time.monotonic() + timeout_seconds
+    deadline, pause = time.monotonic() + timeout_seconds, 0.005
 
     def wait_for(missing: list[int]) -> None:
+        nonlocal pause
         if time.monotonic() > deadline:
             ranks = "rank " + ", ".join(map(str, missing))
             raise InputError(
@@ -188,7 +190,8 @@ def _meet(store: Store, world: World, timeout_seconds: int) -> str:
                 f"{timeout_seconds}: look why it did not start, or cannot reach MASTER_ADDR="
                 f"{os.environ['MASTER_ADDR']}."
             )
-        time.sleep(POLLING_SECONDS)
+        time.sleep(pause)
+        pause = min(1.1 * pause, 0.1)  # seconds; a store that many ask does not answer faster
 
     if world.is_main:
         missing = list(range(1, world.size))
@@ -302,6 +305,11 @@ def all_reduce_max(world: World, values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
+def barrier(world: World) -> None:
+    """Return once every rank has come here."""
+    all_reduce_max(world, [0.0])
+
+
 def tree_sum(world: World, rows: torch.Tensor, waiting: Waiting) -> torch.Tensor:
     """Add up the rows of all ranks, in an order that does not depend on the number of ranks.
 
@@ -375,13 +383,25 @@ def parallelize(
         **_NO_BUFFER_SYNC,
     )
     gradient_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    if _can_share_memory(world, gradient_bytes) and not compress_gradients:
+    if world.device.type != "cpu":
+        if compress_gradients:
+            # Under no name of its own, since DDP refuses it by name where there is no NCCL.
+            parallel_model.register_comm_hook(
+                None, lambda _, bucket: default_hooks.bf16_compress_hook(_group(), bucket)
+            )
+    elif _can_share_memory(world, gradient_bytes) and not compress_gradients:
         _average_through_shared_memory(
             parallel_model, world, gradient_bytes, timeout_seconds, waiting
         )
-    elif compress_gradients or world.device.type == "cpu":
-        _average_through_group(parallel_model, world, compress_gradients, waiting)
+    elif world.size * gradient_bytes <= GATHER_LIMIT_BYTES:
+        _average_through_gloo(parallel_model, world, compress_gradients, waiting)
     return parallel_model
+
+
+def _group() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
 
 
 def _can_share_memory(world: World, gradient_bytes: int) -> bool:
@@ -415,25 +435,30 @@ def _average_through_shared_memory(
     model.register_comm_hook(None, average)
 
 
-def _average_through_group(
+def _average_through_gloo(
     model: DistributedDataParallel, world: World, compress_gradients: bool, waiting: Waiting
 ) -> None:
-    """Let DDP hand its buckets to NCCL or gloo, rounded if wanted, with an eye on the clock."""
-    hook = default_hooks.bf16_compress_hook if compress_gradients else default_hooks.allreduce_hook
-    group = dist.group.WORLD
-    assert group is not None
+    """Let every rank add up all gradients itself, in the order of the ranks.
 
-    # Under no name of its own, since DDP refuses rounding by name where there is no NCCL.
+    In which order gloo would add depends on where in its bucket a gradient is, and DDP arranges
+    its buckets anew after the first step of a process: who continues a run would add differently.
+    """
+
     def average(_: None, bucket: Bucket) -> torch.futures.Future[torch.Tensor]:
-        ready, is_last = time.perf_counter(), bucket.is_last()
+        ready, is_last, gradients = time.perf_counter(), bucket.is_last(), bucket.buffer()
+        own = gradients.bfloat16() if compress_gradients else gradients
+        everyones = own.new_empty(world.size, len(own))
+        gathering = dist.all_gather_into_tensor(everyones.view(-1), own, async_op=True)
 
-        def note(done: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
+        def add_up(_: torch.futures.Future[Any]) -> torch.Tensor:
             if is_last:  # before that, computing goes on meanwhile
                 waiting.seconds += time.perf_counter() - ready
-            return done.value()
+            gradients.copy_(everyones[0])
+            for others in everyones[1:]:
+                gradients.add_(others)
+            return torch.div(gradients, world.size, out=gradients)
 
-        averaged = hook(group, bucket)
-        return averaged.then(note) if world.device.type == "cpu" else averaged
+        return gathering.get_future().then(add_up)  # type: ignore[union-attr]
 
     model.register_comm_hook(None, average)
 

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from dist_mnist import whereabouts
 from dist_mnist.data import ImageTensors, Normalization
 from dist_mnist.distributed import World, all_reduce_sum, broadcast_buffers
 from dist_mnist.metrics import Evaluation
@@ -40,6 +41,7 @@ def evaluate(
     table = torch.zeros(4, len(dataset), device=world.device)
     blocks = range(0, len(dataset), batch_size)
     for start in blocks[world.rank :: world.size]:
+        whereabouts.move()
         block = slice(start, start + batch_size)
         images, labels = dataset.images[block], dataset.labels[block]
         with autocast(world.device, dtype):

@@ -44,7 +44,7 @@ class FiniteCheck:
         self._optimizer = optimizer
         self._is_scaled = scaler.is_enabled()
         self._found, self._count, self._one = (
-            torch.full((1,), value, device=device) for value in (0.0, 0.0, 1.0)
+            torch.full((), value, device=device) for value in (0.0, 0.0, 1.0)
         )
         self.asks_every_step = asks_every_step and not self._is_scaled
         # As GradScaler tells a fused optimizer.

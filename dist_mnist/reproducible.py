@@ -21,12 +21,15 @@ from dist_mnist.errors import InputError
 SHARDS = 8
 
 
-def prepare(world: World) -> None:
-    """Let this process compute the same bits each time, before it computes anything.
+def prepare(world: World, is_wanted: bool) -> None:
+    """Let this process compute the same bits each time, or not, before it computes anything.
 
     Raises:
         InputError: The shards cannot be shared out evenly among so many processes.
     """
+    torch.use_deterministic_algorithms(is_wanted)  # also after an earlier job of a sweep
+    if not is_wanted:
+        return
     if SHARDS % world.size:
         raise InputError(
             f"trainer.reproducible=true cannot be used with {world.size} processes: their number "
@@ -35,7 +38,6 @@ def prepare(world: World) -> None:
     torch.set_num_threads(1)  # a sum that threads share out depends on their number
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True)
     # Nobody reads it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -13,7 +13,7 @@ from dist_mnist import checkpoint, report, signals, whereabouts
 from dist_mnist.config import Config, plain_config
 from dist_mnist.console import describe, log_to_file, result_line
 from dist_mnist.data import load_splits
-from dist_mnist.distributed import World, broadcast_object
+from dist_mnist.distributed import World, barrier, broadcast_object
 from dist_mnist.errors import InputError
 from dist_mnist.journal import Journal, Line
 from dist_mnist.metrics import Evaluation
@@ -23,6 +23,7 @@ from dist_mnist.run_directory import choose_run_directory, lock_run_directory, w
 from dist_mnist.tracking import start_tracking
 from dist_mnist.train import evidence, fit, score
 from dist_mnist.training_state import TrainingState, build_training_state, load_weights, restore
+from dist_mnist.whereabouts import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +46,12 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
     """
     started = perf_counter()
     splits = load_splits(config.data, config.seed, config.trusted_modules).to(world.device)
-    whereabouts.enter(0, 1, "start-up")  # from here on all ranks go together
-    state = build_training_state(
-        config,
-        world,
-        splits,
-    )
+    whereabouts.enter(0, Phase.START_UP, "start-up")  # from here on all ranks go together
+    state = build_training_state(config, world, splits)
     run_dir = choose_run_directory(config, world)
     with lock_run_directory(run_dir, config.resume) if world.is_main else nullcontext():
         _resume(state, run_dir)
-        with _recorder(state, run_dir, overrides) as recorder:
+        with _ending_together(world), _recorder(state, run_dir, overrides) as recorder:
             logger.info("%s\nrun directory: %s\n", describe(state), run_dir)
             fit(state, recorder)
             test = _test(state, run_dir, recorder)
@@ -62,6 +59,17 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
                 recorder.tracker.finish(exit_code=0)
             logger.info(result_line(test, perf_counter() - started, run_dir))
     return test
+
+
+@contextmanager
+def _ending_together(world: World) -> Iterator[None]:
+    """Let no rank end before rank 0 has saved: torchrun would see it, and end rank 0 as well."""
+    try:
+        yield
+    except signals.AgreedStop:
+        whereabouts.leave()
+        barrier(world)
+        raise
 
 
 def _resume(state: TrainingState, run_dir: Path) -> None:
@@ -122,6 +130,8 @@ def _leave(error: BaseException, state: TrainingState, recorder: Recorder) -> No
 
 def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Evaluation:
     """Look at the test set, this once, with the best checkpoint."""
+    step = state.progress.step
+    whereabouts.enter(step, Phase.TEST, f"the test after step {step}")
     best = run_dir / "checkpoints" / "best.pt"
     weights = _best_weights(state, best) if recorder else None
     weights = broadcast_object(state.world, weights)

@@ -28,6 +28,7 @@ SERVER_TIMEOUT_SECONDS = 20.0  # how long wandb looks for its server
 # often 30 s, has to do for a checkpoint too.
 UPLOAD_TIMEOUT_SECONDS = 8.0
 FINISH_TIMEOUT_SECONDS = UPLOAD_TIMEOUT_SECONDS + 2.0
+SEARCH_PATIENCE_SECONDS = 5.0  # of that, for a server that a short run has not found yet
 
 
 class Tracker(Protocol):
@@ -233,9 +234,14 @@ class BackgroundTracker:
         """End the run when all of it has been handed over, or `FINISH_TIMEOUT_SECONDS` later."""
         self._calls.put(lambda tracker: tracker.finish(exit_code))
         self._calls.put(None)
-        deadline = time.monotonic() + FINISH_TIMEOUT_SECONDS
-        while self._thread.is_alive() and time.monotonic() < deadline:
-            self._hurry()
+        began = time.monotonic()
+        patience = SEARCH_PATIENCE_SECONDS if exit_code == 0 else 0.0
+        while (
+            self._thread.is_alive()
+            and (waited := time.monotonic() - began) < FINISH_TIMEOUT_SECONDS
+        ):
+            if waited >= patience:
+                self._hurry()
             self._thread.join(0.2)
         if self._thread.is_alive():
             logger.warning(

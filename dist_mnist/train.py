@@ -28,6 +28,7 @@ from dist_mnist.sampler import DistributedBatchSampler
 from dist_mnist.seeding import keyed_seed, seed_device
 from dist_mnist.stopping import StopAgreement
 from dist_mnist.training_state import TrainingState, checkpoint_content
+from dist_mnist.whereabouts import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def fit(state: TrainingState, recorder: Recorder | None) -> None:
 
     Raises:
         NonFiniteError: A loss or a gradient is not finite; the checkpoints are good ones.
-        Stopped: A signal has reached one of the ranks; all have stopped after the same step.
+        AgreedStop: A signal has reached one of the ranks; all have stopped after the same step.
     """
     if state.progress.step < state.last_step:
         logger.info("%s\n%s", HEADER, "-" * len(HEADER))
@@ -52,11 +53,13 @@ def fit(state: TrainingState, recorder: Recorder | None) -> None:
             epoch = state.progress.step // len(state.order)
             train_epoch(state, epoch, recorder, stop)
             line = _finish_epoch(state, epoch, recorder)
+            step = state.progress.step
+            whereabouts.enter(step, Phase.END_OF_EPOCH, f"the end of the epoch, step {step}")
             seconds_per_step = (perf_counter() - started) / (state.progress.step - first_step)
             left = seconds_per_step * (state.last_step - state.progress.step)
             logger.info(epoch_row(line, state.config.trainer.epochs, left))
             if stop.now():
-                raise signals.Stopped(signals.requested() or "a signal to another rank")
+                raise signals.AgreedStop(signals.requested() or "a signal to another rank")
 
 
 def train_epoch(
@@ -72,7 +75,7 @@ def train_epoch(
 
     Raises:
         NonFiniteError: As `fit`.
-        Stopped: As `fit`, with a checkpoint of the last step made.
+        AgreedStop: As `fit`, with a checkpoint of the last step made.
     """
     trainer, progress = state.config.trainer, state.progress
     metrics = RunningMetrics(state.world, progress.epoch_totals)
@@ -100,7 +103,7 @@ def train_epoch(
         if saves and recorder:
             recorder.save(checkpoint_content(state), progress.step, is_best=False)
         if stops:
-            raise signals.Stopped(signals.requested() or "a signal to another rank")
+            raise signals.AgreedStop(signals.requested() or "a signal to another rank")
         if at_end:
             break
 
@@ -123,7 +126,7 @@ def train_step(
     """
     config, world = state.config, state.world
     step = state.progress.step
-    whereabouts.enter(step + 1, 0, f"step {step + 1}")
+    whereabouts.enter(step + 1, Phase.STEP, f"step {step + 1}")
     for group, learning_rate in zip(
         state.optimizer.param_groups, state.learning_rates, strict=True
     ):
@@ -202,7 +205,7 @@ def _add_gradients(
         outputs = state.parallel_model(images)
     losses = state.loss(outputs.float(), labels)
     step = state.progress.step + 1
-    whereabouts.enter(step, 1, f"the gradients of step {step}")
+    whereabouts.enter(step, Phase.GRADIENTS, f"the gradients of step {step}")
     # The gradient of weight * losses.sum(), without computing that; and of nothing finite where a
     # loss is not, so that every rank comes to know of it.
     state.scaler.scale(losses).backward(torch.add(weight, losses.detach(), alpha=0.0))
@@ -235,24 +238,24 @@ def _count_skipped_steps(state: TrainingState) -> None:
     progress, count = state.progress, state.finite_check.steps_not_made()
     if state.scaler.is_enabled():
         progress.skipped_steps += count
-        count = 0 if math.isfinite(progress.epoch_totals.loss_sum) else 1
-    if count:
+        if not math.isfinite(progress.epoch_totals.loss_sum):
+            raise _non_finite(state, progress.step - 1, "by")
+    elif count:
         raise _non_finite(state, progress.step - count)
 
 
 def _check_weights(state: TrainingState) -> None:
     """See that what is about to be saved is worth it."""
     if not all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
-        raise _non_finite(state, state.progress.step - 1, "a weight that is not finite came of")
+        raise _non_finite(state, state.progress.step - 1, "by")
 
 
-def _non_finite(
-    state: TrainingState, steps_made: int, what: str = "a loss or gradient is not finite in"
-) -> NonFiniteError:
-    learning_rate = state.learning_rates[0] * state.schedule(steps_made)
+def _non_finite(state: TrainingState, steps_made: int, when: str = "in") -> NonFiniteError:
+    rate = state.learning_rates[0] * state.schedule(steps_made)
+    scale = state.scaler.get_scale()
     return NonFiniteError(
-        f"{what} step {steps_made + 1} (learning rate {learning_rate:g}, loss scale "
-        f"{state.scaler.get_scale():g}): lower optimizer.lr, or set trainer.gradient_clip_norm.",
+        f"a loss, gradient or weight is not finite {when} step {steps_made + 1} (learning rate "
+        f"{rate:g}, loss scale {scale:g}): lower optimizer.lr, or set trainer.gradient_clip_norm.",
         steps_made + 1,
     )
 
@@ -261,8 +264,8 @@ def evidence(state: TrainingState, step: int) -> dict[str, Any]:
     """Return what is needed to look into a step that was not finite.
 
     A checkpoint, of the weights before the step where the optimizer has not made it, and beside it
-    the global batch (`indices` into the training part, `images`, `labels`) and, where they are
-    still there, the norms of the gradients (`gradient_norms`).
+    the step's global batch (`indices` into the training part, `images`, `labels`) and, where they
+    are still there, the norms of the gradients (`gradient_norms`).
 
     Args:
         state: As it was when the error was raised.
@@ -288,7 +291,7 @@ def score(state: TrainingState, dataset: ImageTensors) -> Evaluation | None:
     if len(dataset) == 0:
         return None
     step = state.progress.step
-    whereabouts.enter(step, 2, f"the evaluation after step {step}")
+    whereabouts.enter(step, Phase.EVALUATION, f"the evaluation after step {step}")
     return evaluate(
         state.model,
         state.loss,
@@ -338,7 +341,6 @@ def _epoch_line(
     state: TrainingState, epoch: int, validation: Evaluation | None, shares: list[float]
 ) -> dict[str, Any]:
     totals = state.progress.epoch_totals
-    slowest = max(range(len(shares)), key=lambda rank: shares[rank])
     return {
         "kind": "epoch",
         "epoch": epoch + 1,
@@ -351,10 +353,20 @@ def _epoch_line(
         "validation/count": validation.count if validation else 0,
         "seconds": round(state.progress.epoch_seconds, 3),
         **_pace(state),
+        **_shares(shares if state.world.device.type == "cpu" else []),
+        **({"skipped_steps": state.progress.skipped_steps} if state.scaler.is_enabled() else {}),
+    }
+
+
+def _shares(shares: list[float]) -> dict[str, float]:
+    """Return which rank the others waited for; on GPUs that is not known."""
+    if not shares:
+        return {}
+    slowest = max(range(len(shares)), key=lambda rank: shares[rank])
+    return {
         "slowest_rank": slowest,
         "slowest_rank_share": round(shares[slowest], 4),
         "mean_rank_share": round(sum(shares) / len(shares), 4),
-        **({"skipped_steps": state.progress.skipped_steps} if state.scaler.is_enabled() else {}),
     }
 
 

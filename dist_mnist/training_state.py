@@ -104,25 +104,14 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         InputError: A part cannot be built, or does not fit the others.
     """
     trainer = config.trainer
-    if trainer.reproducible:
-        prepare(world)
+    prepare(world, trainer.reproducible)
     dtype = compute_dtype(trainer.precision, world.device)
     seed_device(world.device, keyed_seed(config.seed, "weights"))
     model = build_model(config)
     if trainer.reproducible:  # as DDP does, for a network that draws its weights from elsewhere
         model.load_state_dict(broadcast_object(world, model.state_dict()))
-    parallel_model = model.to(world.device)
     waiting = Waiting()
-    if not trainer.reproducible:
-        parallel_model = parallelize(
-            _compiled(model, world) if trainer.compile else model,
-            world,
-            accumulates=trainer.micro_batch_size is not None,
-            sync_batch_norm=trainer.sync_batch_norm,
-            compress_gradients=trainer.compress_gradients,
-            timeout_seconds=trainer.timeout_seconds,
-            waiting=waiting,
-        )
+    parallel_model = _parallel(model.to(world.device), trainer, world, waiting)
     optimizer: torch.optim.Optimizer = instantiate(
         "optimizer",
         config.optimizer,
@@ -151,8 +140,24 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         progress=Progress(),
         waiting=waiting,
         finite_check=FiniteCheck(
-            optimizer, scaler, world.device, asks_every_step=world.device.type == "cpu"
+            optimizer, scaler, world.device, asks_every_step=world.device.type in ("cpu", "mps")
         ),
+    )
+
+
+def _parallel(
+    model: nn.Module, trainer: TrainerConfig, world: World, waiting: Waiting
+) -> nn.Module:
+    if trainer.reproducible:  # which adds up gradients in its own way
+        return model
+    return parallelize(
+        _compiled(model, world) if trainer.compile else model,
+        world,
+        accumulates=trainer.micro_batch_size is not None,
+        sync_batch_norm=trainer.sync_batch_norm,
+        compress_gradients=trainer.compress_gradients,
+        timeout_seconds=trainer.timeout_seconds,
+        waiting=waiting,
     )
 
 

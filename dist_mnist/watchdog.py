@@ -28,6 +28,9 @@ class Store(Protocol):
     def multi_get(self, keys: list[str]) -> list[bytes]:
         """Return messages, once all of them are there."""
 
+    def add(self, key: str, amount: int) -> int:
+        """Add to a number and return what it has become."""
+
 
 class Sign(NamedTuple):
     """What a rank tells of itself; `beat` is how often it has."""
@@ -48,15 +51,13 @@ def start(rank: int, size: int, open_store: Callable[[], Store], timeout_seconds
         timeout_seconds: How long this process may stay in one place.
     """
     interval = min(1.0, timeout_seconds / 10)
-    for task in (_tell, _watch):
-        threading.Thread(
-            target=task, args=(rank, size, open_store, interval, timeout_seconds), daemon=True
-        ).start()
+    threading.Thread(target=_tell, args=(rank, open_store, interval), daemon=True).start()
+    threading.Thread(
+        target=_watch, args=(rank, size, open_store, interval, timeout_seconds), daemon=True
+    ).start()
 
 
-def _tell(
-    rank: int, size: int, open_store: Callable[[], Store], interval: float, timeout: float
-) -> None:
+def _tell(rank: int, open_store: Callable[[], Store], interval: float) -> None:
     try:
         store = open_store()
         beat = 0
@@ -76,11 +77,11 @@ def _watch(
         time.sleep(interval)
         place = whereabouts.current()
         if place.since is not None and time.monotonic() - place.since > timeout:
-            culprit, sentence = _diagnose(rank, size, open_store, 3 * interval)
+            sentence, is_first = _diagnose(size, open_store, 3 * interval)
             if whereabouts.current() != place:
                 continue  # it moved, at the last moment
-            # Everyone who waits comes to the same conclusion: one of them tells it.
-            if rank == (1 if culprit == 0 else 0):
+            # Everyone who waits comes to the same conclusion: the first one tells it.
+            if is_first:
                 print(
                     f"[rank {rank}] error: no progress for {timeout:g} s "
                     f"(trainer.timeout_seconds): {sentence}.",
@@ -93,36 +94,44 @@ def _watch(
             os._exit(FAILED)
 
 
-def _diagnose(
-    rank: int, size: int, open_store: Callable[[], Store], pause: float
-) -> tuple[int, str]:
-    """Return the rank that is behind, and a sentence about it."""
+def _diagnose(size: int, open_store: Callable[[], Store], pause: float) -> tuple[str, bool]:
+    """Return a sentence about the rank that is behind, and whether nobody has come to it before."""
     answers: list[list[Sign]] = []
+    order: list[int] = []
 
     def ask() -> None:
         store = open_store()
         for _ in range(2):
             answers.append([_parse(text) for text in store.multi_get([*map(_key, range(size))])])
             time.sleep(pause)
+        order.append(store.add("diagnoses", 1))
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(ANSWER_SECONDS + 2 * pause)
-    if len(answers) < 2:
-        return 0, "rank 0, or what keeps the ranks' messages for it, does not answer"
-    before, now = answers
-    here = f"rank {rank} waits in {whereabouts.current().name}"
-    for other in range(size):
-        if now[other].beat == before[other].beat:
-            place = now[other].name
-            return other, (
-                f"rank {other} gives no sign of life (stopped, or its machine is gone); it was "
-                f"last in {place}; {here}"
+    if not order:
+        return "rank 0, or what keeps the ranks' messages for it, does not answer", True
+    return _sentence(*answers), order == [1]
+
+
+def _sentence(before: list[Sign], now: list[Sign]) -> str:
+    """Return what two looks at the ranks' signs, some time apart, say of the one that is behind."""
+
+    def place(rank: int) -> tuple[int, int]:
+        return now[rank].step, now[rank].phase
+
+    ranks = range(len(now))
+    last, ahead = min(ranks, key=place), max(ranks, key=place)
+    others = f"rank {ahead} waits in {now[ahead].name}"
+    for rank in ranks:
+        if now[rank].beat == before[rank].beat:
+            return (
+                f"rank {rank} gives no sign of life (stopped, or its machine is gone); it was last "
+                f"in {now[rank].name}; {others}"
             )
-    last = min(range(size), key=lambda other: now[other][1:3])
-    if now[last][1:3] == now[rank][1:3]:
-        return last, f"every rank is in the same place, none is behind; {here}"
-    return last, f"rank {last} is behind, in {now[last].name}; {here}"
+    if place(last) == place(ahead):
+        return f"every rank is in the same place, {now[last].name}, and none is behind"
+    return f"rank {last} is behind, in {now[last].name}; {others}"
 
 
 def _key(rank: int) -> str:

@@ -3,7 +3,19 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from typing import NamedTuple
+
+
+class Phase(IntEnum):
+    """The places of one step in which ranks wait for each other, in order."""
+
+    START_UP = 0
+    STEP = 1
+    GRADIENTS = 2
+    EVALUATION = 3
+    END_OF_EPOCH = 4
+    TEST = 5
 
 
 class Place(NamedTuple):
@@ -11,7 +23,7 @@ class Place(NamedTuple):
 
     Attributes:
         step: The optimizer step that is being made, from 1, or after which something else is done.
-        phase: Orders the places of one step; every rank comes through the same ones.
+        phase: Which of the places of that step; every rank comes through the same ones.
         name: For a person.
         since: When it was entered, in seconds of the monotonic clock; None where no rank waits for
             another.
@@ -23,13 +35,20 @@ class Place(NamedTuple):
     since: float | None
 
 
-_place = Place(0, 0, "start-up", None)
+_place = Place(0, Phase.START_UP, "start-up", None)
 
 
-def enter(step: int, phase: int, name: str) -> None:
+def enter(step: int, phase: Phase, name: str) -> None:
     """Say that this process gets to a place where ranks may wait for each other."""
     global _place
     _place = Place(step, phase, name, time.monotonic())
+
+
+def move() -> None:
+    """Say that something goes on in the place where this process is."""
+    global _place
+    if _place.since is not None:
+        _place = _place._replace(since=time.monotonic())
 
 
 def leave() -> None:

@@ -100,7 +100,7 @@ def test_eight_processes_take_the_same_steps(small_root: Path, tmp_path: Path, r
 @pytest.mark.parametrize("size", [3, 5, 6, 16])
 def test_shards_that_cannot_be_shared_out_evenly_are_refused(size: int) -> None:
     with pytest.raises(InputError, match=f"with {size} processes"):
-        prepare(replace(SOLO, size=size))
+        prepare(replace(SOLO, size=size), is_wanted=True)
 
 
 @pytest.mark.parametrize(

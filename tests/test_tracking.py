@@ -254,6 +254,7 @@ def test_a_run_that_ends_before_its_server_answers_is_written_offline_at_once(
     mode: str,
     answer: str,
 ) -> None:
+    monkeypatch.setattr(tracking, "SEARCH_PATIENCE_SECONDS", 0.5)
     server.answers.clear()
     if answer == "refuses":
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
