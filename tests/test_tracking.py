@@ -244,6 +244,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
         wandb.teardown()
 
 
+def test_a_run_that_is_over_at_once_reaches_its_server_all_the_same(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    tracker = start_tracking(make_config("tracking=auto").tracking, tmp_path, {}, [])
+    for line in step_lines(1, 2):
+        tracker.log(line)
+    tracker.finish(exit_code=0)
+    assert list(tmp_path.glob("wandb/run-*"))
+    assert not list(tmp_path.glob("wandb/offline-run-*"))
+
+
 @pytest.mark.parametrize("mode", ["auto", "online"])
 @pytest.mark.parametrize("answer", ["refuses", "is silent"])
 def test_a_run_that_ends_before_its_server_answers_is_written_offline_at_once(
