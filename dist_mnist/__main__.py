@@ -14,7 +14,7 @@ def main() -> None:
 
         cli.main()
     except signals.Stopped as stop:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" and not isinstance(stop, signals.AgreedStop):
             print(
                 f"stopped early by {stop}: start it again with the same run_dir and it goes on",
                 file=sys.stderr,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from dist_mnist.errors import InputError
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace a file so that a crash at any instant leaves the old content or the new.
@@ -45,7 +47,7 @@ def _sync_folder(folder: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> InputError:
     """Return the sentence for a file that the system refuses to write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL_DISK:
         return InputError(
             f"{path} cannot be written: the disk is full; make room, and the same run_dir goes on."
         )

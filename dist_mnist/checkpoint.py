@@ -224,14 +224,17 @@ def newest(run_dir: Path) -> dict[str, Any] | None:
         try:
             content = load(path)
         except InputError as error:
-            logger.warning("%s Trying the one before it.", error)
+            logger.warning("%s Trying another.", error)
             damaged = error
         else:
             if damaged:
                 logger.warning("Continuing from %s.", path)
             return content
     if damaged:
-        raise InputError(f"no checkpoint in {run_dir} can be read; the oldest: {damaged}")
+        raise InputError(
+            f"no checkpoint in {run_dir} can be read ({damaged}): put a good one back, or choose a "
+            f"new run_dir."
+        )
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dist_mnist.atomic_write import cannot_write
+from dist_mnist.errors import one_line
 from dist_mnist.metrics import Evaluation
 from dist_mnist.training_state import TrainingState
 
@@ -66,6 +67,10 @@ def log_to_file(run_dir: Path) -> Iterator[None]:
     shows_stacks, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
+    except BaseException as error:  # the console hears of it later, from the command line
+        reason = f"ended by {type(error).__name__}: {one_line(error)}"
+        handler.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, reason, (), None))
+        raise
     finally:
         logging.raiseExceptions = shows_stacks
         logger.removeHandler(handler)

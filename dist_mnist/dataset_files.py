@@ -1,5 +1,6 @@
 """The files of a data set: found, or fetched once and whole however many processes ask."""
 
+import errno
 import shutil
 import socket
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 from torch.utils.data import Dataset
 
+from dist_mnist.atomic_write import FULL_DISK, cannot_write
 from dist_mnist.config import DataConfig
 from dist_mnist.errors import BuildError, InputError, one_line
 from dist_mnist.instantiate import instantiate
@@ -80,6 +82,8 @@ def _fetch(build: Callable[..., Any], root: Path, config: DataConfig, missing: B
             build(temporary, download=True)
             _move_files(temporary, root)
     except (BuildError, OSError) as error:
+        if getattr(error.__cause__ or error, "errno", None) in FULL_DISK:
+            raise cannot_write(root, OSError(errno.ENOSPC, "")) from error
         reasons = one_line(missing.__cause__), one_line(error.__cause__ or error)
         raise InputError(
             f"{config.name} can neither be read from data.root={root} ({reasons[0]}) nor fetched "

@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_mnist import shared_memory, watchdog
+from dist_mnist import shared_memory, signals, watchdog
 from dist_mnist.cpu import prepare_cpu
 from dist_mnist.errors import InputError, one_line
 
@@ -183,6 +183,7 @@ def _meet(store: Store, world: World, timeout_seconds: int) -> str:
 
     def wait_for(missing: list[int]) -> None:
         nonlocal pause
+        signals.obey()
         if time.monotonic() > deadline:
             ranks = "rank " + ", ".join(map(str, missing))
             raise InputError(

@@ -18,6 +18,10 @@ Line = Mapping[str, Any]
 class Journal:
     """The file `metrics.jsonl`: one JSON object a line, only ever added to while a run lasts.
 
+    Attributes:
+        path: The file.
+        step_lines: How many lines of steps there are, once `cut_back` has been called.
+
     Raises:
         InputError: It cannot be written; so do all methods but `close`.
     """
@@ -25,6 +29,7 @@ class Journal:
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "metrics.jsonl"
         self._descriptor = self._open()
+        self.step_lines = 0
 
     def _open(self) -> int:
         try:
@@ -40,6 +45,7 @@ class Journal:
                 rest = rest[os.write(self._descriptor, rest) :]
         except OSError as error:
             raise cannot_write(self.path, error) from error
+        self.step_lines += line["kind"] == "step"
 
     def close(self) -> None:
         """Close the file."""
@@ -75,6 +81,7 @@ class Journal:
         write_atomically(self.path, b"".join(map(_encoded, kept)))
         before, self._descriptor = self._descriptor, self._open()
         os.close(before)
+        self.step_lines = sum(line["kind"] == "step" for line in kept)
         return kept
 
 

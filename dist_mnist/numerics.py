@@ -41,7 +41,9 @@ class FiniteCheck:
         device: torch.device,
         asks_every_step: bool,
     ) -> None:
-        self._optimizer = optimizer
+        self._parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
         self._is_scaled = scaler.is_enabled()
         self._found, self._count, self._one = (
             torch.full((), value, device=device) for value in (0.0, 0.0, 1.0)
@@ -54,12 +56,7 @@ class FiniteCheck:
 
     def look(self) -> None:
         """Take note of whether the gradients are finite now."""
-        gradients = [
-            parameter.grad
-            for group in self._optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._is_scaled:
             self._found.zero_()
         # What GradScaler looks with: one pass over all of them, here times 1.

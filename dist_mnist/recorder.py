@@ -36,6 +36,7 @@ class Recorder:
         """Write a checkpoint, after the journal's lines that it includes."""
         with whereabouts.inside(f"saving the checkpoint of step {step}"):
             self.journal.sync()
+            content = {**content, "journal_step_lines": self.journal.step_lines}
             checkpoint.save(self.run_dir, content, step, is_best, self.keep_checkpoints)
 
     def save_evidence(self, content: dict[str, Any], step: int) -> None:

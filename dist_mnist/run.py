@@ -44,14 +44,18 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
     Raises:
         InputError: Something in the config cannot be used; nothing was overwritten.
     """
+    signals.obey()
     started = perf_counter()
     splits = load_splits(config.data, config.seed, config.trusted_modules).to(world.device)
     whereabouts.enter(0, Phase.START_UP, "start-up")  # from here on all ranks go together
     state = build_training_state(config, world, splits)
     run_dir = choose_run_directory(config, world)
     with lock_run_directory(run_dir, config.resume) if world.is_main else nullcontext():
-        _resume(state, run_dir)
-        with _ending_together(world), _recorder(state, run_dir, overrides) as recorder:
+        step_lines = _resume(state, run_dir)
+        with (
+            _ending_together(world),
+            _recorder(state, run_dir, overrides, step_lines) as recorder,
+        ):
             logger.info("%s\nrun directory: %s\n", describe(state), run_dir)
             fit(state, recorder)
             test = _test(state, run_dir, recorder)
@@ -72,17 +76,24 @@ def _ending_together(world: World) -> Iterator[None]:
         raise
 
 
-def _resume(state: TrainingState, run_dir: Path) -> None:
-    """Restore the directory's newest checkpoint, as rank 0 finds it, on every rank."""
+def _resume(state: TrainingState, run_dir: Path) -> int:
+    """Restore the directory's newest checkpoint, as rank 0 finds it, on every rank.
+
+    Returns:
+        How many lines of steps the journal had when it was saved.
+    """
     found = checkpoint.newest(run_dir) if state.world.is_main else None
     found = broadcast_object(state.world, found)
-    if found is not None:
-        restore(state, found)
+    if found is None:
+        return 0
+    restore(state, found)
+    lines = found.get("journal_step_lines")
+    return lines if isinstance(lines, int) else 0
 
 
 @contextmanager
 def _recorder(
-    state: TrainingState, run_dir: Path, overrides: Sequence[str]
+    state: TrainingState, run_dir: Path, overrides: Sequence[str], step_lines: int
 ) -> Iterator[Recorder | None]:
     """Open what rank 0 writes to; end the wandb run as failed where something goes wrong."""
     if not state.world.is_main:
@@ -91,7 +102,7 @@ def _recorder(
     config = state.config
     write_config(run_dir, config, overrides)
     with log_to_file(run_dir), closing(Journal(run_dir)) as journal:
-        lines = _cut_back(journal, state)
+        lines = _cut_back(journal, state, step_lines)
         tracker = start_tracking(config.tracking, run_dir, plain_config(config), lines)
         recorder = Recorder(run_dir, journal, tracker, config.trainer.keep_checkpoints)
         try:
@@ -101,7 +112,7 @@ def _recorder(
             raise
 
 
-def _cut_back(journal: Journal, state: TrainingState) -> list[Line]:
+def _cut_back(journal: Journal, state: TrainingState, step_lines: int) -> list[Line]:
     """Set the journal back to where the state is; return what is left of it."""
     step, steps_per_epoch = state.progress.step, len(state.order)
     # An epoch that was cut short is trained to its end, unless there is nothing left to train.
@@ -110,15 +121,22 @@ def _cut_back(journal: Journal, state: TrainingState) -> list[Line]:
         logger.info("already finished with step %d: testing it again", step)
     elif step:
         logger.info("continuing after step %d of %d", step, state.last_step)
-    return journal.cut_back(
-        step, -(-step // steps_per_epoch) if is_over else step // steps_per_epoch
-    )
+    finished_epochs = -(-step // steps_per_epoch) if is_over else step // steps_per_epoch
+    lines = journal.cut_back(step, finished_epochs)
+    lost = step_lines + step // steps_per_epoch - len(lines)
+    if lost > 0:
+        logger.warning(
+            "%s has lost %d of the lines that it had when step %d was saved: pictures and wandb "
+            "will lack them.",
+            *(journal.path, lost, step),
+        )
+    return lines
 
 
 def _leave(error: BaseException, state: TrainingState, recorder: Recorder) -> None:
     """Write down what cuts a run short, and end the wandb run."""
     if isinstance(error, NonFiniteError):
-        recorder.save_evidence(evidence(state, error.step), error.step)
+        recorder.save_evidence({**evidence(state, error.step), "reason": str(error)}, error.step)
     if isinstance(error, signals.Stopped):
         logger.info(
             "stopped by %s after step %d: run_dir=%s goes on from there",

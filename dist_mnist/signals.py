@@ -4,6 +4,7 @@ Imports nothing that is slow, so that the handlers stand before anything else is
 """
 
 import ctypes
+import math
 import os
 import signal
 import threading
@@ -18,9 +19,11 @@ STOPPED = 75  # the exit status of a run that was stopped early: start it again 
 INTERRUPTED = 130  # the exit status that a shell expects of a program that Ctrl-C has ended
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
+ONE_CTRL_C_SECONDS = 0.5  # a launcher may pass on what the terminal has sent already
 BLOCKED_SECONDS = 10.0  # after that a process that cannot handle a signal is given up
 
 _received: list[signal.Signals] = []
+_interrupted_at = math.inf
 _held = False
 
 
@@ -54,11 +57,15 @@ def install() -> None:
 
 
 def _receive(number: int, frame: FrameType | None) -> None:
+    global _interrupted_at
     is_first = not _received
     _received.append(signal.Signals(number))
     # Ctrl-C again, which torchrun turns into SIGTERM.
-    if signal.SIGINT in _received[:-1] and number in (signal.SIGINT, signal.SIGTERM):
+    is_again = time.monotonic() - _interrupted_at > ONE_CTRL_C_SECONDS
+    if is_again and number in (signal.SIGINT, signal.SIGTERM):
         os._exit(INTERRUPTED)
+    if number == signal.SIGINT:
+        _interrupted_at = min(_interrupted_at, time.monotonic())
     if is_first and not _held:
         raise Stopped(_received[0].name)
 
@@ -87,6 +94,15 @@ def requested() -> str | None:
     return _received[0].name if _received else None
 
 
+def obey() -> None:
+    """Raise `Stopped` if a signal has come: it may have been lost where it was raised first.
+
+    Python drops an exception that a handler raises while C code loads a module, for one.
+    """
+    if _received:
+        raise Stopped(_received[0].name)
+
+
 @contextmanager
 def held() -> Iterator[None]:
     """Let signals only be noted: what runs inside asks `requested` and ends where it can.
@@ -94,14 +110,14 @@ def held() -> Iterator[None]:
     After an exception they stay held, or a second one would cut short what the first has begun.
 
     Raises:
-        Stopped: At the end, where one has come and nobody has asked since.
+        Stopped: One has come before, or at the end, where nobody has asked since.
     """
     global _held
+    obey()
     _held = True
     yield
     _held = False
-    if _received:
-        raise Stopped(_received[0].name)
+    obey()
 
 
 def wait(seconds: float) -> bool:

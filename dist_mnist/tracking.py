@@ -464,6 +464,8 @@ def _run_id(run_dir: Path) -> str:
         run_id = path.read_text(encoding="utf-8", errors="replace").strip()
         if re.fullmatch(r"[\w-]{1,64}", run_id, re.ASCII):
             return run_id
-    run_id = secrets.token_hex(4)
+    # A damaged one is still in the names of wandb's own files.
+    known = {file.stem.removeprefix("run-") for file in run_dir.glob("wandb/*run-*/run-*.wandb")}
+    run_id = known.pop() if len(known) == 1 else secrets.token_hex(4)
     write_atomically(path, run_id.encode())
     return run_id

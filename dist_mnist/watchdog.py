@@ -127,7 +127,7 @@ def _sentence(before: list[Sign], now: list[Sign]) -> str:
         if now[rank].beat == before[rank].beat:
             return (
                 f"rank {rank} gives no sign of life (stopped, or its machine is gone); it was last "
-                f"in {now[rank].name}; {others}"
+                f"heard of in {now[rank].name}; {others}"
             )
     if place(last) == place(ahead):
         return f"every rank is in the same place, {now[last].name}, and none is behind"

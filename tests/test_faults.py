@@ -96,7 +96,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
     stopped = torchrun(2, *overrides, PYTHONPATH=HOUSE)
     assert stopped.returncode != 0
     assert stopped.stderr.count(f"exitcode  : {STOPPED} ") == 2
-    assert stopped.stderr.count("stopped early by") == 1
+    assert stopped.stdout.count("stopped by a signal to another rank after step") == 1
     step = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["step"]
     assert 5 <= step < 16
     run_ranks(2, run_once, overrides)
@@ -136,11 +136,10 @@ def test_one_process_that_is_told_to_stop_ends_with_its_own_status(
     overrides = [*misbehaving(tmp_path, name), f"data.root={small_root}"]
     stopped = python("-m", "dist_mnist", *overrides, PYTHONPATH=HOUSE)
     assert stopped.returncode == STOPPED
-    assert (
-        stopped.stderr
-        == f"stopped early by {name}: start it again with the same run_dir and it goes on\n"
-    )
-    assert f"after step 5: run_dir={tmp_path / 'run'} goes on from there" in stopped.stdout
+    assert stopped.stderr == ""
+    told = f"stopped by {name} after step 5: run_dir={tmp_path / 'run'} goes on from there"
+    assert told == stopped.stdout.splitlines()[-1]
+    assert "AgreedStop" in (tmp_path / "run" / "train.log").read_text()
     run_ranks(1, run_once, overrides)
     require_equal(tmp_path, 1, overrides)
 
@@ -192,6 +191,17 @@ def test_a_second_ctrl_c_ends_at_once(
         status = process.wait(10)
         assert status == (1 if launcher else INTERRUPTED)
         require_gone(ranks)
+
+
+def test_ctrl_c_that_reaches_torchrun_and_its_ranks_saves_all_the_same(
+    small_root: Path, tmp_path: Path
+) -> None:
+    launcher = (*faults.TORCHRUN, "--nproc_per_node=2")
+    with training(small_root, tmp_path, "nothing", *launcher) as process:
+        for receiver in (*faults.children(process.pid), process.pid):
+            os.kill(receiver, signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+        assert "stopped by SIGINT after step" in out
 
 
 def test_torchrun_that_is_told_to_stop_leaves_a_checkpoint_and_no_process(

@@ -216,3 +216,16 @@ def test_a_launch_that_is_restarted_finds_its_directory_again(
             monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         run(make_config(*overrides), SOLO)
     assert len(list((tmp_path / "outputs").iterdir())) == 4
+
+
+def test_lines_that_the_journal_has_lost_are_told(
+    small_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
+    run_once([*overrides, "trainer.max_steps=8"])
+    run_once([*overrides, "trainer.max_steps=12"])
+    assert "has lost" not in caplog.text
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[2:]))
+    run_once(overrides)
+    assert "metrics.jsonl has lost 2 of the lines that it had when step 12 was saved" in caplog.text
