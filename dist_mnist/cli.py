@@ -26,7 +26,7 @@ from dist_mnist.errors import InputError, one_line
 
 SUCCEEDED = 0
 FAILED = 1
-PATIENCE_SECONDS = 3.0  # what torchrun needs, and more, to end the other ranks after one has failed
+PATIENCE_SECONDS = 2.0  # what torchrun needs, and more, to end the other ranks after one has failed
 
 
 def main() -> None:

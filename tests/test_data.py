@@ -65,7 +65,7 @@ def checksum_of_what_is_loaded(root: str) -> str:
 
 def test_many_processes_share_an_empty_folder(tmp_path: Path) -> None:
     found = set()
-    for attempt in range(4):
+    for attempt in range(2):
         found |= set(run_ranks(4, checksum_of_what_is_loaded, str(tmp_path / str(attempt))))
     assert len(found) == 1
     assert not [path for path in tmp_path.rglob("*") if "ubyte." in path.name]
