@@ -142,6 +142,7 @@ def _join_group(world: World, timeout_seconds: int) -> None:
             multi_tenant=True,
         )
 
+    signals.obey()
     try:
         store = open_store()
         name = _meet(store, world, timeout_seconds)

@@ -85,6 +85,9 @@ def _watch_for_signals() -> None:
         time.sleep(BLOCKED_SECONDS)
         if not _received:
             os._exit(STOPPED)
+        time.sleep(BLOCKED_SECONDS)
+        if not _held:  # and yet nothing has ended: what was raised is lost
+            os._exit(STOPPED)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
 
