@@ -137,12 +137,12 @@ def _leave(error: BaseException, state: TrainingState, recorder: Recorder) -> No
     """Write down what cuts a run short, and end the wandb run."""
     if isinstance(error, NonFiniteError):
         recorder.save_evidence({**evidence(state, error.step), "reason": str(error)}, error.step)
-    if isinstance(error, signals.Stopped):
+    is_stopped = isinstance(error, signals.Stopped)
+    if is_stopped:
         logger.info(
             "stopped by %s after step %d: run_dir=%s goes on from there",
             *(error, state.progress.step, recorder.run_dir),
         )
-    is_stopped = isinstance(error, signals.Stopped)
     recorder.tracker.finish(exit_code=signals.STOPPED if is_stopped else 1)
 
 

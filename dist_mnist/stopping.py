@@ -23,6 +23,10 @@ class StopAgreement:
         self._asked = perf_counter()
         self._steps, self._left = 1, 1
 
+    def error(self) -> signals.AgreedStop:
+        """Return what every rank raises where all have agreed to stop."""
+        return signals.AgreedStop(signals.requested() or "a signal to another rank")
+
     def after_step(self) -> bool:
         """Return whether to stop after this step, alike on every rank, each of which must call."""
         self._left -= 1

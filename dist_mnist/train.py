@@ -59,7 +59,7 @@ def fit(state: TrainingState, recorder: Recorder | None) -> None:
             left = seconds_per_step * (state.last_step - state.progress.step)
             logger.info(epoch_row(line, state.config.trainer.epochs, left))
             if stop.now():
-                raise signals.AgreedStop(signals.requested() or "a signal to another rank")
+                raise stop.error()
 
 
 def train_epoch(
@@ -87,7 +87,7 @@ def train_epoch(
         progress.step += 1
         at_end = progress.step == state.last_step or progress.step % len(state.order) == 0
         logs = progress.step % trainer.log_every_steps == 0
-        stops = not at_end and stop is not None and stop.after_step()
+        stops = stop is not None and not at_end and stop.after_step()
         is_due = trainer.checkpoint_every_steps and (
             progress.step % trainer.checkpoint_every_steps == 0
         )
@@ -102,8 +102,8 @@ def train_epoch(
             _log_step(state, epoch, recorder)
         if saves and recorder:
             recorder.save(checkpoint_content(state), progress.step, is_best=False)
-        if stops:
-            raise signals.AgreedStop(signals.requested() or "a signal to another rank")
+        if stop and stops:
+            raise stop.error()
         if at_end:
             break
 
