@@ -4,14 +4,13 @@ The only file that knows `torch.distributed` and the variables that torchrun set
 a world of size 1, in which every message is to oneself: no caller has to ask.
 """
 
-import hashlib
 import inspect
 import logging
 import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +21,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_mnist import shared_memory, signals, watchdog
+from dist_mnist import network, shared_memory, signals, watchdog
 from dist_mnist.cpu import prepare_cpu
 from dist_mnist.errors import InputError, one_line
 
@@ -143,6 +142,8 @@ def _join_group(world: World, timeout_seconds: int) -> None:
         )
 
     signals.obey()
+    if world.size > world.local_size:
+        _choose_interface()
     try:
         store = open_store()
         name = _meet(store, world, timeout_seconds)
@@ -167,6 +168,17 @@ def _join_group(world: World, timeout_seconds: int) -> None:
         ),
         timeout_seconds,
     )
+
+
+def _choose_interface() -> None:
+    """Let gloo use the interface that leads to the head, unless the user has named one.
+
+    It would go by the machine's own name, which on Debian leads to 127.0.1.1.
+    """
+    with suppress(OSError):  # which whoever connects to it will say
+        interface = network.interface_of(network.own_address(os.environ["MASTER_ADDR"]))
+        if interface is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _meet(store: Store, world: World, timeout_seconds: int) -> str:
@@ -261,17 +273,29 @@ def is_lost_contact(error: BaseException) -> bool:
 
 
 def launch_id() -> str | None:
-    """Return what is the same in every process and every restart of one torchrun launch.
+    """Return what is the same in every process and every restart of one launch.
 
-    None where torchrun did not start this process. torchrun gives each launch an id of its own,
-    or "none"; then the agent, the parent of its workers, identifies the launch.
+    A batch job of SLURM keeps its number when it is requeued, and counts its steps anew. Elsewhere
+    torchrun gives each launch an id of its own, or "none"; then the agent, the parent of its
+    workers, identifies the launch. None where neither has started this process.
     """
+    if os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_JOB_ID" in os.environ:
+        keys = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID")
+        return " ".join(os.environ.get(key, "") for key in keys)
     name = os.environ.get("TORCHELASTIC_RUN_ID")
-    if name is None:
-        return None
     if name == "none":
         name = f"{os.uname().nodename} {os.getppid()} {_start_time(os.getppid())}"
-    return hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name
+
+
+def is_restart() -> bool:
+    """Whether torchrun or SLURM says that it has started this launch before.
+
+    Where they do not say so it may be a restart all the same: torchrun does not count those in
+    which machines have come or gone.
+    """
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(int(os.environ.get(name, 0)) > 0 for name in counts)
 
 
 def _start_time(pid: int) -> str:

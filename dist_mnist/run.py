@@ -13,7 +13,7 @@ from dist_mnist import checkpoint, report, signals, whereabouts
 from dist_mnist.config import Config, plain_config
 from dist_mnist.console import describe, log_to_file, result_line
 from dist_mnist.data import load_splits
-from dist_mnist.distributed import World, barrier, broadcast_object
+from dist_mnist.distributed import World, barrier, broadcast_object, is_restart
 from dist_mnist.errors import InputError
 from dist_mnist.journal import Journal, Line
 from dist_mnist.metrics import Evaluation
@@ -50,7 +50,8 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluati
     whereabouts.enter(0, Phase.START_UP, "start-up")  # from here on all ranks go together
     state = build_training_state(config, world, splits)
     run_dir = choose_run_directory(config, world)
-    with lock_run_directory(run_dir, config.resume) if world.is_main else nullcontext():
+    timeout = config.trainer.timeout_seconds
+    with lock_run_directory(run_dir, config.resume, timeout) if world.is_main else nullcontext():
         step_lines = _resume(state, run_dir)
         with (
             _ending_together(world),
@@ -83,6 +84,12 @@ def _resume(state: TrainingState, run_dir: Path) -> int:
         How many lines of steps the journal had when it was saved.
     """
     found = checkpoint.newest(run_dir) if state.world.is_main else None
+    if found is None and state.world.is_main and is_restart():
+        logger.warning(
+            "this launch was started before, and run_dir=%s holds no checkpoint: it begins anew. "
+            "If it had saved one, it was on storage that this machine does not see.",
+            run_dir,
+        )
     found = broadcast_object(state.world, found)
     if found is None:
         return 0

@@ -1,5 +1,8 @@
 """One launch, one run directory: chosen by rank 0, locked, and described by two YAML files."""
 
+import hashlib
+import json
+import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -10,33 +13,41 @@ from filelock import FileLock, Timeout
 
 from dist_mnist.atomic_write import write_atomically
 from dist_mnist.config import Config, Resume, plain_config
-from dist_mnist.distributed import World, broadcast_object, launch_id
+from dist_mnist.distributed import World, broadcast_object, is_restart, launch_id
 from dist_mnist.errors import InputError, one_line
+
+logger = logging.getLogger(__name__)
 
 # Two launches may follow upon each other: a crashed one's processes need some seconds to end.
 LOCK_PATIENCE_SECONDS = 10.0
+# A restart may find itself: on a machine that the network has lost, processes wait for the others
+# until their own timeout. Those that now wait with us must not come to the end of theirs.
+SHARE_OF_TIMEOUT = 0.9
 
 
 def choose_run_directory(config: Config, world: World) -> Path:
     """Return the directory of this run, the same on every rank.
 
     It is `run_dir` where the user gave one. Otherwise it is new, unless this launch has made one
-    before: then torchrun has restarted us, and the run goes on where it was.
+    before, with the same config: then we have been restarted, and the run goes on where it was.
     """
     if config.run_dir is not None:
         return Path(config.run_dir)
-    chosen = _own_directory(Path("outputs")) if world.is_main else Path()
+    chosen = _own_directory(Path("outputs"), config) if world.is_main else Path()
     return broadcast_object(world, chosen)
 
 
-def _own_directory(parent: Path) -> Path:
-    name = launch_id() or secrets.token_hex(4)
+def _own_directory(parent: Path, config: Config) -> Path:
+    launch = launch_id()
+    # One batch job may train several times, one after the other.
+    what = json.dumps([launch, plain_config(config)]).encode()
+    name = secrets.token_hex(4) if launch is None else hashlib.sha256(what).hexdigest()[:8]
     earlier = sorted(parent.glob(f"*_{name}"))
     return earlier[-1] if earlier else parent / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
 
 
 @contextmanager
-def lock_run_directory(directory: Path, resume: Resume) -> Iterator[None]:
+def lock_run_directory(directory: Path, resume: Resume, timeout_seconds: float) -> Iterator[None]:
     """Make the directory if need be and keep every other launch out of it.
 
     Only rank 0 may call this. The system frees the lock when this process ends, however it ends.
@@ -44,21 +55,30 @@ def lock_run_directory(directory: Path, resume: Resume) -> Iterator[None]:
     Args:
         directory: Where the run is kept.
         resume: Whether it may, must or must not hold a run already.
+        timeout_seconds: How long processes wait for each other before they give up.
 
     Raises:
         InputError: Another launch is using the directory, or it cannot be written, or it does or
             does not hold a run against what `resume` says.
     """
     _check_resume(directory, resume)  # before anything is made there
-    with _lock(directory):
+    patience = SHARE_OF_TIMEOUT * timeout_seconds if is_restart() else LOCK_PATIENCE_SECONDS
+    with _lock(directory, patience):
         _check_resume(directory, resume)  # after another launch has come to its end there
         yield
 
 
-def _lock(directory: Path) -> AbstractContextManager[object]:
+def _lock(directory: Path, patience: float) -> AbstractContextManager[object]:
+    lock = FileLock(directory / ".lock")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        return FileLock(directory / ".lock").acquire(timeout=LOCK_PATIENCE_SECONDS)
+        try:
+            return lock.acquire(blocking=False)
+        except Timeout:
+            logger.info(
+                "run_dir=%s is in use by another launch: waiting up to %d s", directory, patience
+            )
+            return lock.acquire(timeout=patience)
     except Timeout:
         raise InputError(
             f"run_dir={directory} is in use by another launch: wait for it, or choose another."

@@ -1,20 +1,18 @@
 #!/usr/bin/env bash
 # Train on several machines: run this on each of them, with the same HEAD and the same arguments.
 #
-#     NNODES=2 HEAD=10.0.0.1:29500 LAUNCH_ID=monday-1 launch/multi_node.sh
+#     NNODES=2 HEAD=10.0.0.1:29500 LAUNCH_ID=monday-1 launch/multi_node.sh model=resnet
 #
-# NNODES          how many machines
-# HEAD            address:port of the machine where they meet
+# NNODES          how many machines; 1:4 for one to four, which may come and go while it trains
+# HEAD            address:port of the machine where they meet, an address that all of them reach
 # LAUNCH_ID       a word of your choice, new for every launch: the same one continues its run
 # NPROC_PER_NODE  processes on each machine; without it, as many as it has GPUs, or 1
+# MAX_RESTARTS    how often processes that failed are started again; without it, 3 times
 #
-# Where a machine's own name leads to 127.0.0.1 or 127.0.1.1, as on Debian, nobody would take the
-# head's part; then set on each machine also
-# NODE_ADDRESS        its own address
-# IS_HEAD             1 on the head, 0 elsewhere
-# GLOO_SOCKET_IFNAME  the network interface of that address
+# Where two launchers share one machine, set IS_HEAD=1 for one of them and IS_HEAD=0 for the other.
 #
-# run_dir must be on storage that the machine of rank 0 keeps; the others need not see it.
+# run_dir must be on storage that every machine sees which may come to have rank 0: with a fixed
+# number of machines that is any of them.
 set -euo pipefail
 
 : "${NNODES:?says how many machines take part}"
@@ -24,14 +22,34 @@ PYTHON=${PYTHON:-python}
 GPUS=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
 
+# torchrun goes by the machine's own name, which on Debian leads to 127.0.1.1: then nobody would
+# take the head's part, and nobody could be reached.
+HEAD_ADDRESS=${HEAD%:*}
+OWN_ADDRESS=$("$PYTHON" -c "
+import sys
+from dist_mnist.network import own_address
+print(own_address(sys.argv[1]))" "$HEAD_ADDRESS")
+IS_HEAD=${IS_HEAD:-$([[ $OWN_ADDRESS == "$HEAD_ADDRESS" ]] && echo 1 || echo 0)}
+
+# Restarts: a machine that has been silent for 6 s is lost, and one that comes is waited for no
+# longer than 3 s. (torchrun's own 15 s and 30 s are spent at every start with a varying number.)
+RENDEZVOUS="is_host=$IS_HEAD,last_call_timeout=3,keep_alive_interval=2,keep_alive_max_attempt=3"
+
+# Newer torchruns would die of SIGUSR1 and leave a stopped process 30 s; older ones do not know
+# these, and ignore them.
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+export PET_SHUTDOWN_TIMEOUT=60
+
+# dist_mnist shares the cores out by itself; without a value torchrun sets 1 and warns of it.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 exec "$PYTHON" -m torch.distributed.run \
     --nnodes="$NNODES" \
     --nproc_per_node="$NPROC_PER_NODE" \
+    --max-restarts="${MAX_RESTARTS:-3}" \
     --rdzv-backend=c10d \
     --rdzv-id="$LAUNCH_ID" \
     --rdzv-endpoint="$HEAD" \
-    ${IS_HEAD:+--rdzv-conf="is_host=$IS_HEAD"} \
-    ${NODE_ADDRESS:+--local-addr="$NODE_ADDRESS"} \
+    --rdzv-conf="$RENDEZVOUS" \
+    --local-addr="$OWN_ADDRESS" \
     -m dist_mnist "$@"

@@ -224,9 +224,9 @@ def test_a_second_launch_waits_for_the_processes_of_the_first(
     assert first.stdout.readline() == "locked\n"
     monkeypatch.setattr("dist_mnist.run_directory.LOCK_PATIENCE_SECONDS", 0.1)
     with pytest.raises(InputError, match="is in use by another launch"):
-        lock_run_directory(tmp_path, Resume.auto).__enter__()
+        lock_run_directory(tmp_path, Resume.auto, 600).__enter__()
     monkeypatch.setattr("dist_mnist.run_directory.LOCK_PATIENCE_SECONDS", 10.0)
-    with lock_run_directory(tmp_path, Resume.auto):
+    with lock_run_directory(tmp_path, Resume.auto, 600):
         pass
     first.communicate()
 
@@ -238,14 +238,14 @@ def test_a_run_that_another_launch_has_made_meanwhile_is_not_overwritten(
 
     lock = run_directory._lock
 
-    def slow_lock(directory: Path) -> Any:
+    def slow_lock(directory: Path, patience: float) -> Any:
         (directory / "checkpoints").mkdir()
         (directory / "checkpoints" / "last.pt").touch()
-        return lock(directory)
+        return lock(directory, patience)
 
     monkeypatch.setattr(run_directory, "_lock", slow_lock)
     with pytest.raises(InputError, match="already holds a run and resume=never"):
-        lock_run_directory(tmp_path, Resume.never).__enter__()
+        lock_run_directory(tmp_path, Resume.never, 600).__enter__()
 
 
 class Deleter(logging.Handler):

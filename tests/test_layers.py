@@ -9,7 +9,16 @@ PACKAGE = Path(__file__).parent.parent / "dist_mnist"
 
 # From the bottom up: a module may import only from the rows above its own.
 LAYERS = [
-    {"errors", "signals", "whereabouts", "seeding", "cpu", "shared_memory", "wandb_files"},
+    {
+        "errors",
+        "signals",
+        "whereabouts",
+        "network",
+        "seeding",
+        "cpu",
+        "shared_memory",
+        "wandb_files",
+    },
     {"atomic_write", "watchdog", "numerics"},
     {"journal"},
     {"config", "instantiate", "distributed"},

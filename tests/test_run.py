@@ -190,7 +190,7 @@ def test_two_launches_cannot_share_a_run_directory(
     monkeypatch.setattr("dist_mnist.run_directory.LOCK_PATIENCE_SECONDS", 0.2)
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     with (
-        lock_run_directory(tmp_path, Resume.auto),
+        lock_run_directory(tmp_path, Resume.auto, 600),
         pytest.raises(InputError, match="is in use by another launch"),
     ):
         run_once(overrides)

@@ -1,0 +1,42 @@
+"""Which of this machine's addresses, and which interface, leads to another machine."""
+
+import socket
+import struct
+import sys
+from contextlib import suppress
+
+SIOCGIFADDR = 0x8915  # from <linux/sockios.h>: asks for the address of an interface
+
+
+def own_address(peer: str) -> str:
+    """Return the address of this machine that another one sees when it is reached from here.
+
+    Nothing is sent. Where the other one is this machine itself, it is the address that was given.
+
+    Args:
+        peer: The other machine, by name or address.
+
+    Raises:
+        OSError: The name is not known, or no route leads there.
+    """
+    family, kind, _, _, place = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(place)
+        address: str = probe.getsockname()[0]
+    return address
+
+
+def interface_of(address: str) -> str | None:
+    """Return the name of the interface that has an IPv4 address; None where that is not known."""
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # an interface without an address
+                request = struct.pack("256s", name.encode())
+                answer = fcntl.ioctl(probe, SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return None
