@@ -62,3 +62,17 @@ class Recording(MLP):
             with self.file.open("a") as file:
                 file.write("".join(f"{256 * high + low}\n" for high, low in pixels))
         return super().forward(images)
+
+
+class Slow(MLP):
+    """Takes its time in every training step, so that there is some to disturb it in."""
+
+    def __init__(self, seconds: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.seconds = seconds
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map float images (B, C, H, W) to logits (B, num_classes)."""
+        if self.training:
+            time.sleep(self.seconds)
+        return super().forward(images)

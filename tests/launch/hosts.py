@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ class Host:
         namespace: Its network namespace.
         switch: The namespace where the other end of its cable is.
         hosts_file: Its /etc/hosts.
+        started: What was started on it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Host:
     namespace: str
     switch: str
     hosts_file: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list, compare=False)
 
     def command(self, *arguments: str | Path) -> list[str]:
         """Return the command line that runs another one on this host."""
@@ -49,7 +51,7 @@ class Host:
     def start(self, *arguments: str | Path, log: Path, **environment: str) -> subprocess.Popen[str]:
         """Start a program, whose output is added to a file; it ends with the network at last."""
         with log.open("a") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.command(*arguments),
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
@@ -57,6 +59,8 @@ class Host:
                 stderr=subprocess.STDOUT,
                 text=True,
             )
+        self.started.append(process)
+        return process
 
     def run(self, *arguments: str | Path, **environment: str) -> str:
         """Run a program to its end and return what it printed.
@@ -136,6 +140,8 @@ def network(
             if host.namespace in existing:
                 kill_all(host)
                 _ip("netns", "delete", host.namespace)
+            for process in host.started:
+                process.wait(10)
         if switch in existing:
             _ip("netns", "delete", switch)
 

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -105,6 +104,14 @@ class Cluster:
 
         wait_until(is_there, seconds, f"job {job} is {state}")
 
+    def wait_for_node(self, node: Host, state: str, seconds: float) -> None:
+        """Wait until a node is in a state, as in idle."""
+
+        def is_there() -> bool:
+            return self.call("sinfo", "-h", "-n", node.name, "-o", "%t").split()[0] == state
+
+        wait_until(is_there, seconds, f"node {node.name} is {state}")
+
 
 @contextmanager
 def cluster(folder: Path, head: Host, nodes: Sequence[Host]) -> Iterator[Cluster]:
@@ -120,20 +127,15 @@ def cluster(folder: Path, head: Host, nodes: Sequence[Host]) -> Iterator[Cluster
     config = str(folder / "slurm.conf")
     log = folder / "programs.log"
     _start_munged(head, folder, log)
-    programs = [head.start("slurmctld", "-D", log=log, SLURM_CONF=config)]
-    programs += [
-        node.start("slurmd", "-D", "-N", node.name, log=log, SLURM_CONF=config) for node in nodes
-    ]
+    head.start("slurmctld", "-D", log=log, SLURM_CONF=config)
+    for node in nodes:
+        node.start("slurmd", "-D", "-N", node.name, log=log, SLURM_CONF=config)
     try:
         wait_until(lambda: _count_idle(slurm) == len(nodes), 30, "all nodes are idle")
         yield slurm
     finally:
-        with suppress(AssertionError):
+        with suppress(AssertionError):  # its processes end with the hosts in any case
             slurm.call("scontrol", "shutdown")
-        deadline = time.monotonic() + 5
-        for program in programs:  # what is left ends with the hosts
-            with suppress(TimeoutError, Exception):
-                program.wait(max(0.1, deadline - time.monotonic()))
 
 
 def _configure(folder: Path, head: Host, nodes: Sequence[Host]) -> None:

@@ -1,0 +1,130 @@
+"""launch/slurm.sh on a SLURM cluster of four virtual nodes, and what can happen to a job there."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import faults
+from tests.launch import slurm, trainings
+from tests.launch.hosts import network, require
+from tests.launch.slurm import Cluster
+from tests.launch.trainings import LAUNCH, ranks_among, wait_for_step
+
+pytestmark = pytest.mark.launch
+NODES = ("n1", "n2", "n3", "n4")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Four nodes of two cores and two (pretended) GPUs each."""
+    require(*slurm.PROGRAMS)
+    with (
+        tempfile.TemporaryDirectory() as folder,  # whose path is short enough for a socket
+        network(Path(folder), ["head", *NODES], own_name_is_loopback=True) as (head, *nodes),
+        slurm.cluster(Path(folder), head, nodes) as running,
+    ):
+        yield running
+
+
+def submit(cluster: Cluster, folder: Path, *options: str, overrides: list[str]) -> str:
+    """Submit the script from a folder, as a user would, with two processes on each of two nodes."""
+    return cluster.submit(
+        *("--nodes=2", f"--chdir={folder}", f"--output={folder}/job.log", *options),
+        LAUNCH / "slurm.sh",
+        *overrides,
+        **{**trainings.ENVIRONMENT, "NPROC_PER_NODE": "2", "WANDB_MODE": "offline"},
+    )
+
+
+def require_equal(cluster: Cluster, job: str, run_dir: Path, undisturbed: str) -> None:
+    """Require that a job comes to its end, and the run in it to that of an undisturbed one."""
+    cluster.wait_for(job, "COMPLETED", 120)
+    assert faults.fingerprint(run_dir) == undisturbed
+    steps = trainings.journal_steps(run_dir)
+    assert steps == sorted(set(steps))
+    assert len(trainings.wandb_ids(run_dir)) == 1
+
+
+def test_two_nodes_of_two_processes_train_as_one_process_does(
+    cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, None))
+    cluster.wait_for(job, "COMPLETED", 120)
+    (run_dir,) = (tmp_path / "outputs").iterdir()
+    require_equal(cluster, job, run_dir, undisturbed)
+    assert ": 4 x " in (tmp_path / "job.log").read_text()
+
+
+def test_a_killed_worker_and_the_end_of_its_time_cost_a_job_nothing(
+    cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, None, 0.3))
+    cluster.wait_for(job, "RUNNING", 20)
+    (run_dir,) = trainings.wait_for_run(tmp_path / "outputs")
+    wait_for_step(run_dir, 4)
+    second = cluster.nodes_of(job)[1]
+    trainings.kill(ranks_among(second.processes())[2])
+    wait_for_step(run_dir, 12)
+    assert cluster.show(job, "Restarts") == "0"  # torchrun has started it again in its place
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    require_equal(cluster, job, run_dir, undisturbed)
+    assert cluster.show(job, "Restarts") == "1"
+    log = (tmp_path / "job.log").read_text()
+    assert "stopped by SIGTERM after step" in log
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
+
+
+def test_a_job_that_another_one_pushes_aside_goes_on_afterwards(
+    cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    run_dir = tmp_path / "run"
+    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.2))
+    wait_for_step(run_dir, 6)
+    urgent = cluster.submit(
+        *("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null"),
+        *("--wrap", "sleep 1"),
+    )
+    cluster.wait_for(urgent, "COMPLETED", 60)
+    require_equal(cluster, job, run_dir, undisturbed)
+    assert cluster.show(job, "Restarts") == "1"
+    assert "stopped by SIGTERM after step" in (tmp_path / "job.log").read_text()
+
+
+def test_a_mistake_ends_a_job_without_another_try(cluster: Cluster, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, overrides=["optimizer.lrr=1"])
+    with pytest.raises(AssertionError, match="FAILED"):
+        cluster.wait_for(job, "COMPLETED", 60)
+    assert cluster.show(job, "Restarts") == "0"
+    assert "error: Could not override 'optimizer.lrr'" in (tmp_path / "job.log").read_text()
+
+
+def test_a_killed_agent_sends_its_job_back_to_the_queue(
+    cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    run_dir = tmp_path / "run"
+    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.2))
+    wait_for_step(run_dir, 6)
+    second = cluster.nodes_of(job)[1]
+    trainings.kill(trainings.agent_among(second.processes()))
+    require_equal(cluster, job, run_dir, undisturbed)
+    assert cluster.show(job, "Restarts") == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_job_whose_node_is_cut_off_goes_on_elsewhere(
+    cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str, which: int
+) -> None:
+    run_dir = tmp_path / "run"
+    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.2))
+    wait_for_step(run_dir, 6)
+    lost = cluster.nodes_of(job)[which]
+    lost.cut_off()
+    try:
+        require_equal(cluster, job, run_dir, undisturbed)
+        assert lost not in cluster.nodes_of(job)
+    finally:
+        lost.reconnect()
+    cluster.wait_for_node(lost, "idle", 60)

@@ -1,0 +1,142 @@
+"""launch/multi_node.sh on hosts of their own: who comes late, who is killed, who is cut off."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import faults
+from tests.launch import trainings
+from tests.launch.hosts import Host, network, require, wait_until
+from tests.launch.trainings import LAUNCH, agent_among, kill, ranks_among, steps, wait_for_step
+
+pytestmark = pytest.mark.launch
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[list[Host]]:
+    """Two hosts whose own names lead to 127.0.1.1, as on Debian."""
+    require()
+    with network(tmp_path, ["first", "second"], own_name_is_loopback=True) as both:
+        yield both
+
+
+def launch(
+    host: Host, head: Host, nnodes: str, processes: int, overrides: list[str], folder: Path
+) -> subprocess.Popen[str]:
+    """Start the script on one host, as its user would type it there."""
+    return host.start(
+        LAUNCH / "multi_node.sh",
+        *overrides,
+        log=folder / f"{host.name}.log",
+        **trainings.ENVIRONMENT,
+        NNODES=nnodes,
+        HEAD=f"{head.address}:29500",
+        LAUNCH_ID="monday-1",
+        NPROC_PER_NODE=str(processes),
+    )
+
+
+def log(folder: Path, host: Host) -> str:
+    return (folder / f"{host.name}.log").read_text()
+
+
+def world_sizes(folder: Path, host: Host) -> list[int]:
+    """Return how many processes there were at each start of which a host's rank 0 told."""
+    told = (line.split(" on cpu: ") for line in log(folder, host).splitlines())
+    return [int(line[1].split(" x ")[0]) for line in told if len(line) == 2]
+
+
+def results(hosts: list[Host], folder: Path) -> list[str]:
+    """Return the last lines of all trainings that came to their end."""
+    texts = (log(folder, host) for host in hosts if (folder / f"{host.name}.log").exists())
+    return [line for text in texts for line in text.splitlines() if "test accuracy" in line]
+
+
+def end(agents: list[subprocess.Popen[str]]) -> list[int]:
+    """Wait until all agents have ended; return their statuses."""
+    return [agent.wait(60) for agent in agents]
+
+
+def test_two_hosts_whose_names_lead_to_loopback_train_as_one_process_does(
+    hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    overrides = trainings.training(small_root, tmp_path / "run")
+    agents = [launch(host, hosts[0], "2", 2, overrides, tmp_path) for host in hosts]
+    assert end(agents) == [0, 0], log(tmp_path, hosts[0])
+    assert len(results(hosts, tmp_path)) == 1
+    assert world_sizes(tmp_path, hosts[0]) == [4]
+    assert faults.fingerprint(tmp_path / "run") == undisturbed
+
+
+def test_a_killed_worker_is_back_within_20_seconds(
+    hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    run_dir = tmp_path / "run"
+    overrides = trainings.training(small_root, run_dir, 0.1)
+    agents = [launch(host, hosts[0], "2", 1, overrides, tmp_path) for host in hosts]
+    wait_for_step(run_dir, 6)
+    kill(ranks_among(hosts[1].processes())[1])
+    reached = steps(run_dir)
+    assert wait_for_step(run_dir, reached + 4) < 20
+    assert end(agents) == [0, 0]
+    assert world_sizes(tmp_path, hosts[0]) == [2, 2]
+    assert faults.fingerprint(run_dir) == undisturbed
+
+
+def test_a_host_that_comes_late_is_taken_in_and_one_that_loses_power_is_not_missed(
+    hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    run_dir = tmp_path / "run"
+    overrides = trainings.training(small_root, run_dir, 0.5)
+    first, second = hosts
+    alone = launch(first, first, "1:2", 1, overrides, tmp_path)
+    wait_for_step(run_dir, 4)
+    late = launch(second, first, "1:2", 1, overrides, tmp_path)
+    wait_until(lambda: 2 in world_sizes(tmp_path, first), 30, "two processes")
+    wait_for_step(run_dir, steps(run_dir) + 4)
+    second.power_off()
+    reached = steps(run_dir)
+    assert wait_for_step(run_dir, reached + 2) < 20
+    assert end([alone]) == [0], log(tmp_path, first)
+    assert late.wait(1) != 0
+    assert world_sizes(tmp_path, first) == [1, 2, 1]
+    assert faults.fingerprint(run_dir) == undisturbed
+
+
+def test_an_agent_that_is_told_to_stop_leaves_the_rest_to_the_other(
+    hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    run_dir = tmp_path / "run"
+    overrides = trainings.training(small_root, run_dir, 0.3)
+    agents = [launch(host, hosts[0], "1:2", 1, overrides, tmp_path) for host in hosts]
+    wait_for_step(run_dir, 6)
+    workers = hosts[1].processes()
+    os.kill(agent_among(workers), signal.SIGTERM)
+    assert agents[1].wait(20) == 1
+    assert hosts[1].processes() == []
+    reached = steps(run_dir)
+    assert wait_for_step(run_dir, reached + 2) < 20
+    assert end(agents[:1]) == [0]
+    assert world_sizes(tmp_path, hosts[0]) == [2, 1]
+    assert faults.fingerprint(run_dir) == undisturbed
+
+
+def test_workers_whose_agent_is_killed_end_too_and_save_what_they_have(
+    hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    run_dir = tmp_path / "run"
+    overrides = trainings.training(small_root, run_dir, 0.1)
+    (head, _) = hosts
+    agent = launch(head, head, "1", 2, overrides, tmp_path)
+    wait_for_step(run_dir, 6)
+    kill(agent_among(head.processes()))
+    wait_until(lambda: head.processes() == [], 20, "no process is left")
+    assert agent.wait(1) != 0
+    again = launch(head, head, "1", 2, overrides, tmp_path)
+    assert end([again]) == [0]
+    assert "continuing after step" in log(tmp_path, head)
+    assert faults.fingerprint(run_dir) == undisturbed
