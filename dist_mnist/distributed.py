@@ -50,6 +50,9 @@ _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _DDP_OPTIONS)
 _NO_BUFFER_SYNC: dict[str, Any] = {_SYNC_BUFFERS: False}
 
+# What newer torch calls all_gather_into_tensor, which it deprecates.
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(frozen=True)
 class World:
@@ -144,6 +147,7 @@ def _join_group(world: World, timeout_seconds: int) -> None:
     signals.obey()
     if world.size > world.local_size:
         _choose_interface()
+        _warn_of_shared_store(world)
     try:
         store = open_store()
         name = _meet(store, world, timeout_seconds)
@@ -179,6 +183,17 @@ def _choose_interface() -> None:
         interface = network.interface_of(network.own_address(os.environ["MASTER_ADDR"]))
         if interface is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _warn_of_shared_store(world: World) -> None:
+    """Say what machines will wait for that come, or come back, later (pytorch#167288)."""
+    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if world.is_main and is_restart() and is_shared:
+        logger.warning(
+            "torchrun has been restarted with the store of its first start: a machine that comes "
+            "later would wait for ever. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on "
+            "every machine, as launch/multi_node.sh does."
+        )
 
 
 def _meet(store: Store, world: World, timeout_seconds: int) -> str:
@@ -355,7 +370,7 @@ def tree_sum(world: World, rows: torch.Tensor, waiting: Waiting) -> torch.Tensor
         return own
     everyones = own.new_empty(world.size * len(own))
     began = time.perf_counter()
-    dist.all_gather_into_tensor(everyones, own)
+    all_gather(everyones, own)
     waiting.seconds += time.perf_counter() - began
     return _fold(everyones.view(world.size, -1))
 
@@ -474,7 +489,7 @@ def _average_through_gloo(
         ready, is_last, gradients = time.perf_counter(), bucket.is_last(), bucket.buffer()
         own = gradients.bfloat16() if compress_gradients else gradients
         everyones = own.new_empty(world.size, len(own))
-        gathering = dist.all_gather_into_tensor(everyones.view(-1), own, async_op=True)
+        gathering = all_gather(everyones.view(-1), own, async_op=True)
 
         def add_up(_: torch.futures.Future[Any]) -> torch.Tensor:
             if is_last:  # before that, computing goes on meanwhile

@@ -35,8 +35,11 @@ IS_HEAD=${IS_HEAD:-$([[ $OWN_ADDRESS == "$HEAD_ADDRESS" ]] && echo 1 || echo 0)}
 # longer than 3 s. (torchrun's own 15 s and 30 s are spent at every start with a varying number.)
 RENDEZVOUS="is_host=$IS_HEAD,last_call_timeout=3,keep_alive_interval=2,keep_alive_max_attempt=3"
 
-# Newer torchruns would die of SIGUSR1 and leave a stopped process 30 s; older ones do not know
-# these, and ignore them.
+# torchrun would keep its first store for the processes of every start, and a machine that comes
+# later would wait for an address that nobody writes there again (pytorch#167288).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+# torchrun would die of SIGUSR1, and leave its processes 30 s to save; older ones ignore these.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 export PET_SHUTDOWN_TIMEOUT=60
 

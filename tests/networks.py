@@ -65,7 +65,7 @@ class Recording(MLP):
 
 
 class Slow(MLP):
-    """Takes its time in every training step, so that there is some to disturb it in."""
+    """Takes its time whenever it is asked in training, so that there is some to disturb it in."""
 
     def __init__(self, seconds: float, **options: Any) -> None:
         super().__init__(**options)

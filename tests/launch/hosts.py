@@ -93,11 +93,6 @@ class Host:
         """Plug the cable in again."""
         _ip("-n", self.switch, "link", "set", f"to-{self.name}", "up")
 
-    def power_off(self) -> None:
-        """End all of its processes at once, and let nobody hear of it."""
-        self.cut_off()
-        kill_all(self)
-
 
 def kill_all(host: Host) -> None:
     """Kill whatever runs on a host, until nothing does."""

@@ -60,7 +60,7 @@ def test_two_nodes_of_two_processes_train_as_one_process_does(
 def test_a_killed_worker_and_the_end_of_its_time_cost_a_job_nothing(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
-    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, None, 0.3))
+    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, None, 0.15))
     cluster.wait_for(job, "RUNNING", 20)
     (run_dir,) = trainings.wait_for_run(tmp_path / "outputs")
     wait_for_step(run_dir, 4)
@@ -80,7 +80,7 @@ def test_a_job_that_another_one_pushes_aside_goes_on_afterwards(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     run_dir = tmp_path / "run"
-    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.2))
+    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.1))
     wait_for_step(run_dir, 6)
     urgent = cluster.submit(
         *("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null"),
@@ -104,7 +104,7 @@ def test_a_killed_agent_sends_its_job_back_to_the_queue(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     run_dir = tmp_path / "run"
-    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.2))
+    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.1))
     wait_for_step(run_dir, 6)
     second = cluster.nodes_of(job)[1]
     trainings.kill(trainings.agent_among(second.processes()))
@@ -118,7 +118,7 @@ def test_a_job_whose_node_is_cut_off_goes_on_elsewhere(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str, which: int
 ) -> None:
     run_dir = tmp_path / "run"
-    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.2))
+    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.1))
     wait_for_step(run_dir, 6)
     lost = cluster.nodes_of(job)[which]
     lost.cut_off()

@@ -22,18 +22,18 @@ ENVIRONMENT = {
 STEPS_OF_AN_EPOCH = 8
 
 
-def training(root: Path, run_dir: Path | None, seconds_of_a_step: float = 0.0) -> list[str]:
+def training(root: Path, run_dir: Path | None, seconds_of_a_shard: float = 0.0) -> list[str]:
     """Return the overrides for 32 steps, a checkpoint every other one.
 
     The numbers of its end are the same bits however many processes it has, and whenever that
-    changes.
+    changes: they share the eight shards of each step.
     """
     return [
         *("data=fashion_mnist", f"data.root={root}", "data.validation_size=50"),
         *([] if run_dir is None else [f"run_dir={run_dir}"]),
         "model=mlp",
         "model._target_=tests.networks.Slow",
-        f"+model.seconds={seconds_of_a_step}",
+        f"+model.seconds={seconds_of_a_shard}",
         "trusted_modules=[tests.networks]",
         "trainer.reproducible=true",
         "trainer.global_batch_size=20",  # 153 samples: 8 steps an epoch, the last one of 13
