@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dist_mnist import signals
+from dist_mnist import signals, sweep
 from dist_mnist.config import Config, build_config, register_schema
 from dist_mnist.errors import InputError, one_line
 
@@ -129,13 +130,18 @@ def _train(composed: DictConfig) -> None:
     job = HydraConfig.get()
     if job.mode is RunMode.MULTIRUN:
         config.run_dir = _sweep_directory(config, job)
+    with sweep.cluster_job() if sweep.is_cluster_job() else nullcontext():
+        _run(config, job)
 
+
+def _run(config: Config, job: Any) -> None:
     from dist_mnist.console import log_to_console
     from dist_mnist.distributed import session
     from dist_mnist.run import run
 
     with session(config.trainer.device, config.trainer.timeout_seconds) as world:
-        if job.mode is RunMode.MULTIRUN and world.size > 1:
+        is_sweep = job.mode is RunMode.MULTIRUN and not sweep.is_cluster_job()
+        if is_sweep and world.size > 1:
             raise InputError(
                 "--multirun cannot be used with several processes: run the sweep with "
                 "`python -m dist_mnist --multirun`, or start one torchrun for each of its jobs."

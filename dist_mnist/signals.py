@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 # What a person, a scheduler and a terminal that is closed send; any of them may come repeatedly.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 STOPPED = 75  # the exit status of a run that was stopped early: start it again (EX_TEMPFAIL)
 INTERRUPTED = 130  # the exit status that a shell expects of a program that Ctrl-C has ended
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>

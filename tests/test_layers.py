@@ -19,7 +19,7 @@ LAYERS = [
         "shared_memory",
         "wandb_files",
     },
-    {"atomic_write", "watchdog", "numerics"},
+    {"atomic_write", "watchdog", "numerics", "sweep"},
     {"journal"},
     {"config", "instantiate", "distributed"},
     {"mnist", "emnist", "models", "losses", "schedules", "precision"},

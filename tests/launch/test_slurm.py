@@ -1,5 +1,6 @@
 """launch/slurm.sh on a SLURM cluster of four virtual nodes, and what can happen to a job there."""
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,27 @@ def test_a_killed_agent_sends_its_job_back_to_the_queue(
     trainings.kill(trainings.agent_among(second.processes()))
     require_equal(cluster, job, run_dir, undisturbed)
     assert cluster.show(job, "Restarts") == "1"
+
+
+def test_a_sweep_has_a_job_for_each_choice_and_the_end_of_its_time_costs_it_nothing(
+    cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    sweep = cluster.head.start(
+        *(sys.executable, "-m", "dist_mnist", "--multirun", "hydra/launcher=slurm"),
+        *(f"hydra.sweep.dir={tmp_path}", "hydra.launcher.nodes=2", "seed=0,1"),
+        *trainings.training(small_root, None, 0.1),
+        log=tmp_path / "sweep.log",
+        **{**trainings.ENVIRONMENT, "SLURM_CONF": str(cluster.folder / "slurm.conf")},
+    )
+    wait_for_step(tmp_path / "0", 6)
+    job = cluster.call("squeue", "-h", "-r", "-o", "%A", "--sort=i").split()[0]
+    cluster.call("scancel", "--signal=USR2", job)
+    assert sweep.wait(120) == 0, (tmp_path / "sweep.log").read_text()
+    assert cluster.show(job, "Restarts") == "1"
+    assert "stopped by SIGUSR2 after step" in (tmp_path / "0" / "train.log").read_text()
+    assert faults.fingerprint(tmp_path / "0") == undisturbed
+    assert faults.fingerprint(tmp_path / "1") != undisturbed
 
 
 @pytest.mark.slow
