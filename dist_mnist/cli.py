@@ -7,6 +7,7 @@ so `--help` is quick.
 
 import functools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -111,6 +112,9 @@ def _tell(error: Exception) -> int:
     else:
         stack = "".join(traceback.format_exception(error))
         print(f"{speaker}{stack}", file=sys.stderr)
+    if distributed is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        # What is wrong with the command line stays so: torchrun need not start us again.
+        os.kill(os.getppid(), signal.SIGTERM)
     return FAILED
 
 

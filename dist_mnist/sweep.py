@@ -23,9 +23,10 @@ def cluster_job() -> Iterator[None]:
     """Set up this process as one rank of the job; send the job back to the queue if told to."""
     from submitit.helpers import TorchDistributedEnvironment
 
-    TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-    # The first node by its address: where a machine's own name leads to loopback, that is no good.
-    os.environ["MASTER_ADDR"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+    environment = TorchDistributedEnvironment()
+    # The first node by its address: its own name may lead it to loopback.
+    environment.master_addr = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", environment.master_addr)
+    environment.export(set_cuda_visible_devices=False)
     requeue = signal.getsignal(signal.SIGUSR2)
     signals.install()
     try:

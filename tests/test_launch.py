@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import torchrun
+from tests.helpers import python, torchrun
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 
@@ -52,6 +52,14 @@ def test_a_mistake_is_told_once_for_all_ranks(
     assert failed.returncode != 0
     assert failed.stderr.count(message) == 1
     assert f"[rank 0] error: {message}" in failed.stderr
+
+
+def test_a_mistake_in_the_command_line_is_not_tried_again(tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    failed = python(*launcher, "--max-restarts=3", "-m", "dist_mnist", "model=unet", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.count("[rank 0] error: ") == 1
+    assert failed.stderr.count("Could not find 'model/unet'") == 1
 
 
 def test_an_error_on_one_rank_ends_all_ranks(small_root: Path, tmp_path: Path) -> None:

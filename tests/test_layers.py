@@ -100,5 +100,5 @@ def test_the_schema_and_the_command_line_start_without_torch() -> None:
             ),
             *("hydra.core.config_store", "hydra.errors", "hydra.types", "omegaconf"),
             *("omegaconf.errors", "collections.abc", "dataclasses", "enum", "functools", "os"),
-            *("pathlib", "sys", "time", "traceback", "typing"),
+            *("contextlib", "pathlib", "signal", "sys", "time", "traceback", "typing"),
         }
