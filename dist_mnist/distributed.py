@@ -4,10 +4,12 @@ The only file that knows `torch.distributed` and the variables that torchrun set
 a world of size 1, in which every message is to oneself: no caller has to ask.
 """
 
+import hashlib
 import inspect
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -290,17 +292,20 @@ def is_lost_contact(error: BaseException) -> bool:
 def launch_id() -> str | None:
     """Return what is the same in every process and every restart of one launch.
 
-    A batch job of SLURM keeps its number when it is requeued, and counts its steps anew. Elsewhere
-    torchrun gives each launch an id of its own, or "none"; then the agent, the parent of its
-    workers, identifies the launch. None where neither has started this process.
+    A batch job of SLURM keeps its number when it is requeued, and counts its steps anew; it may
+    train several times, with different arguments. Elsewhere torchrun gives each launch an id of its
+    own, or "none"; then the agent, the parent of its workers, identifies the launch. None where
+    neither has started this process.
     """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
     if os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_JOB_ID" in os.environ:
         keys = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID")
-        return " ".join(os.environ.get(key, "") for key in keys)
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    if name == "none":
+        name = " ".join([*(os.environ.get(key, "") for key in keys), *sys.argv[1:]])
+    elif name is None:
+        return None
+    elif name == "none":
         name = f"{os.uname().nodename} {os.getppid()} {_start_time(os.getppid())}"
-    return name
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def is_restart() -> bool:

@@ -1,7 +1,5 @@
 """One launch, one run directory: chosen by rank 0, locked, and described by two YAML files."""
 
-import hashlib
-import json
 import logging
 import secrets
 import time
@@ -29,19 +27,16 @@ def choose_run_directory(config: Config, world: World) -> Path:
     """Return the directory of this run, the same on every rank.
 
     It is `run_dir` where the user gave one. Otherwise it is new, unless this launch has made one
-    before, with the same config: then we have been restarted, and the run goes on where it was.
+    before: then it has been restarted, and the run goes on where it was.
     """
     if config.run_dir is not None:
         return Path(config.run_dir)
-    chosen = _own_directory(Path("outputs"), config) if world.is_main else Path()
+    chosen = _own_directory(Path("outputs")) if world.is_main else Path()
     return broadcast_object(world, chosen)
 
 
-def _own_directory(parent: Path, config: Config) -> Path:
-    launch = launch_id()
-    # One batch job may train several times, one after the other.
-    what = json.dumps([launch, plain_config(config)]).encode()
-    name = secrets.token_hex(4) if launch is None else hashlib.sha256(what).hexdigest()[:8]
+def _own_directory(parent: Path) -> Path:
+    name = launch_id() or secrets.token_hex(4)
     earlier = sorted(parent.glob(f"*_{name}"))
     return earlier[-1] if earlier else parent / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
 

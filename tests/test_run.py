@@ -1,8 +1,10 @@
 """Whole runs: what they leave on disk, and that stopping and continuing leaves no trace."""
 
+import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from dist_mnist import checkpoint
 from dist_mnist.config import Resume
@@ -216,6 +218,48 @@ def test_a_launch_that_is_restarted_finds_its_directory_again(
             monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         run(make_config(*overrides), SOLO)
     assert len(list((tmp_path / "outputs").iterdir())) == 4
+
+
+def test_a_batch_job_has_a_directory_for_each_of_its_trainings_and_finds_them_when_requeued(
+    small_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = [*SMALL, f"data.root={small_root}", "trainer.max_steps=2"]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("ENVIRONMENT", "BATCH")
+    found = []
+    for restarts in ("0", "1"):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        for step, seed in (("0", "seed=1"), ("1", "seed=1"), ("1", "seed=2")):
+            monkeypatch.setenv("SLURM_STEP_ID", step)
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", f"7.{restarts}")
+            monkeypatch.setattr("sys.argv", ["dist_mnist", seed])
+            run(make_config(*overrides, seed), SOLO)
+            found.append(sorted((tmp_path / "outputs").iterdir()))
+    assert [len(directories) for directories in found] == [1, 2, 3, 3, 3, 3]
+    assert "holds no checkpoint" not in caplog.text
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    run(make_config(*overrides), SOLO)
+    assert "was started before, and run_dir=outputs" in caplog.text
+    assert "holds no checkpoint: it begins anew" in caplog.text
+
+
+def test_a_restart_waits_for_processes_that_the_network_has_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_mnist.run_directory.LOCK_PATIENCE_SECONDS", 0.1)
+    lost = FileLock(tmp_path / ".lock", thread_local=False)
+    lost.acquire()
+    ends = threading.Timer(1.0, lost.release)
+    ends.start()
+    with pytest.raises(InputError, match="is in use by another launch"):
+        lock_run_directory(tmp_path, Resume.auto, 600).__enter__()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with lock_run_directory(tmp_path, Resume.auto, 600):
+        ends.join()
 
 
 def test_lines_that_the_journal_has_lost_are_told(

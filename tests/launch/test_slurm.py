@@ -9,9 +9,9 @@ import pytest
 
 from tests import faults
 from tests.launch import slurm, trainings
-from tests.launch.hosts import network, require
+from tests.launch.hosts import network, require, wait_until
 from tests.launch.slurm import Cluster
-from tests.launch.trainings import LAUNCH, ranks_among, wait_for_step
+from tests.launch.trainings import LAUNCH, agent_on, ranks_on, wait_for_step
 
 pytestmark = pytest.mark.launch
 NODES = ("n1", "n2", "n3", "n4")
@@ -29,13 +29,15 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-def submit(cluster: Cluster, folder: Path, *options: str, overrides: list[str]) -> str:
-    """Submit the script from a folder, as a user would, with two processes on each of two nodes."""
+def submit(
+    cluster: Cluster, folder: Path, *options: str, overrides: list[str], processes: str = "2"
+) -> str:
+    """Submit the script from a folder, as a user would, for two nodes of so many processes."""
     return cluster.submit(
         *("--nodes=2", f"--chdir={folder}", f"--output={folder}/job.log", *options),
         LAUNCH / "slurm.sh",
         *overrides,
-        **{**trainings.ENVIRONMENT, "NPROC_PER_NODE": "2", "WANDB_MODE": "offline"},
+        **{**trainings.ENVIRONMENT, "NPROC_PER_NODE": processes, "WANDB_MODE": "offline"},
     )
 
 
@@ -48,10 +50,11 @@ def require_equal(cluster: Cluster, job: str, run_dir: Path, undisturbed: str) -
     assert len(trainings.wandb_ids(run_dir)) == 1
 
 
-def test_two_nodes_of_two_processes_train_as_one_process_does(
+def test_two_nodes_of_two_gpus_train_as_one_process_does(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
-    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, None))
+    overrides = trainings.training(small_root, None)
+    job = submit(cluster, tmp_path, "--gpus-per-node=2", overrides=overrides, processes="")
     cluster.wait_for(job, "COMPLETED", 120)
     (run_dir,) = (tmp_path / "outputs").iterdir()
     require_equal(cluster, job, run_dir, undisturbed)
@@ -66,7 +69,7 @@ def test_a_killed_worker_and_the_end_of_its_time_cost_a_job_nothing(
     (run_dir,) = trainings.wait_for_run(tmp_path / "outputs")
     wait_for_step(run_dir, 4)
     second = cluster.nodes_of(job)[1]
-    trainings.kill(ranks_among(second.processes())[2])
+    trainings.kill(ranks_on(second)[2])
     wait_for_step(run_dir, 12)
     assert cluster.show(job, "Restarts") == "0"  # torchrun has started it again in its place
     cluster.call("scancel", "--batch", "--signal=USR1", job)
@@ -101,6 +104,21 @@ def test_a_mistake_ends_a_job_without_another_try(cluster: Cluster, tmp_path: Pa
     assert "error: Could not override 'optimizer.lrr'" in (tmp_path / "job.log").read_text()
 
 
+@pytest.mark.slow
+def test_a_job_that_its_user_cancels_saves_what_it_has_and_stays_away(
+    cluster: Cluster, small_root: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.1))
+    wait_for_step(run_dir, 6)
+    cluster.call("scancel", job)
+    wait_until(lambda: cluster.show(job, "JobState") == "CANCELLED", 30, "the job is cancelled")
+    wait_until(lambda: "goes on from there" in (tmp_path / "job.log").read_text(), 20, "it saved")
+    nodes = cluster.nodes.values()
+    wait_until(lambda: not any(map(ranks_on, nodes)), 20, "no rank is left")
+    assert cluster.show(job, "Restarts") == "0"
+
+
 def test_a_killed_agent_sends_its_job_back_to_the_queue(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
@@ -108,7 +126,7 @@ def test_a_killed_agent_sends_its_job_back_to_the_queue(
     job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.1))
     wait_for_step(run_dir, 6)
     second = cluster.nodes_of(job)[1]
-    trainings.kill(trainings.agent_among(second.processes()))
+    trainings.kill(agent_on(second))
     require_equal(cluster, job, run_dir, undisturbed)
     assert cluster.show(job, "Restarts") == "1"
 

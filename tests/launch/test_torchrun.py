@@ -11,7 +11,7 @@ import pytest
 from tests import faults
 from tests.launch import trainings
 from tests.launch.hosts import Host, kill_all, network, require, wait_until
-from tests.launch.trainings import LAUNCH, agent_among, kill, ranks_among, steps, wait_for_step
+from tests.launch.trainings import LAUNCH, agent_on, kill, ranks_on, steps, wait_for_step
 
 pytestmark = pytest.mark.launch
 
@@ -79,7 +79,7 @@ def test_a_killed_worker_is_back_within_20_seconds(
     overrides = trainings.training(small_root, run_dir, 0.03)
     agents = [launch(host, hosts[0], "2", 1, overrides, tmp_path) for host in hosts]
     wait_for_step(run_dir, 6)
-    kill(ranks_among(hosts[1].processes())[1])
+    kill(ranks_on(hosts[1])[1])
     reached = steps(run_dir)
     assert wait_for_step(run_dir, reached + 4) < 20
     assert end(agents) == [0, 0]
@@ -128,8 +128,7 @@ def test_an_agent_that_is_told_to_stop_leaves_the_rest_to_the_other(
     overrides = trainings.training(small_root, run_dir, 0.05)
     agents = [launch(host, hosts[0], "1:2", 1, overrides, tmp_path) for host in hosts]
     wait_for_step(run_dir, 6)
-    workers = hosts[1].processes()
-    os.kill(agent_among(workers), signal.SIGTERM)
+    os.kill(agent_on(hosts[1]), signal.SIGTERM)
     assert agents[1].wait(20) == 1
     assert hosts[1].processes() == []
     reached = steps(run_dir)
@@ -147,7 +146,7 @@ def test_workers_whose_agent_is_killed_end_too_and_save_what_they_have(
     (head, _) = hosts
     agent = launch(head, head, "1", 2, overrides, tmp_path)
     wait_for_step(run_dir, 6)
-    kill(agent_among(head.processes()))
+    kill(agent_on(head))
     wait_until(lambda: head.processes() == [], 20, "no process is left")
     assert agent.wait(1) != 0
     again = launch(head, head, "1", 2, overrides, tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dist_mnist.journal import read_journal
 from tests import faults
-from tests.launch.hosts import wait_until
+from tests.launch.hosts import Host, wait_until
 
 HOUSE = Path(__file__).parent.parent.parent
 LAUNCH = HOUSE / "launch"
@@ -71,10 +71,10 @@ def wait_for_step(run_dir: Path, step: int, seconds: float = 60) -> float:
     return wait_until(lambda: steps(run_dir) >= step, seconds, f"step {step} of {run_dir}")
 
 
-def ranks_among(processes: list[int]) -> dict[int, int]:
-    """Return those of some processes that are ranks of a training, by rank."""
+def ranks_on(host: Host) -> dict[int, int]:
+    """Return the processes of a host that are ranks of a training, by rank."""
     found = {}
-    for process in processes:
+    for process in host.processes():
         try:
             command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
             environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
@@ -86,11 +86,11 @@ def ranks_among(processes: list[int]) -> dict[int, int]:
     return found
 
 
-def agent_among(processes: list[int]) -> int:
-    """Return the one of some processes that is torchrun."""
+def agent_on(host: Host) -> int:
+    """Return the one process of a host that is torchrun."""
     (found,) = (
         process
-        for process in processes
+        for process in host.processes()
         if b"torch.distributed.run" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     )
     return found
