@@ -1,0 +1,1 @@
+"""Real launches beyond one machine: pods, and what else launch/ is for."""

@@ -174,9 +174,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return fingerprint(folder / "run")
 
 
-def start(podman: Podman, attempt: int) -> list[Manifest]:
+def start(podman: Podman, attempt: int = 0, **trainer: object) -> list[Manifest]:
+    """Start all pods of a TrainJob with other values for its trainer, as the JobSet does."""
     train_job = copy.deepcopy(TRAIN_JOB)
-    train_job["spec"]["trainer"]["args"] = [*TRAINING]
+    train_job["spec"]["trainer"] |= {"args": [*TRAINING], **trainer}
     pods = make_pods(
         RUNTIME, train_job, uid="5d0c2b9e-6a54-4d4e-9a52-0c8f3f6a7d11", attempt=attempt
     )
@@ -203,7 +204,7 @@ def newest_checkpoint(work: Path) -> int:
 
 @needs_podman
 def test_two_pods_train_as_one_process(podman: Podman, work: Path, undisturbed: str) -> None:
-    pods = start(podman, attempt=0)
+    pods = start(podman)
     assert podman.wait(pods) == [0, 0], podman.logs(pods)
     assert ": 4 x " in podman.logs(pods)
     (run_dir,) = (work / "outputs").iterdir()
@@ -216,12 +217,12 @@ def test_a_killed_pod_and_an_evicted_one_cost_nothing(
     podman: Podman, work: Path, undisturbed: str
 ) -> None:
     """One pod ends, so all are ended and made anew, as by the JobSet; twice."""
-    pods = start(podman, attempt=0)
+    pods = start(podman, attempt=0, numProcPerNode=1)
     wait_for(podman, pods, lambda: newest_checkpoint(work) > 0)
     podman("kill", "--signal=KILL", container_of(pods[1]))
     podman.remove(pods)
     killed_at = newest_checkpoint(work)
-    pods = start(podman, attempt=1)
+    pods = start(podman, attempt=1, numProcPerNode=1)
     wait_for(podman, pods, lambda: newest_checkpoint(work) > killed_at)
     podman.run("stop", f"--time={POD['terminationGracePeriodSeconds']}", container_of(pods[1]))
     statuses = podman.wait(pods)
@@ -229,7 +230,7 @@ def test_a_killed_pod_and_an_evicted_one_cost_nothing(
     podman.remove(pods)
     assert statuses == [1, 1], logs
     assert "stopped by a signal to another rank" in logs, logs
-    pods = start(podman, attempt=2)
+    pods = start(podman, attempt=2, numProcPerNode=1)
     assert podman.wait(pods) == [0, 0], podman.logs(pods)
     (run_dir,) = (work / "outputs").iterdir()
     assert fingerprint(run_dir) == undisturbed
