@@ -1,6 +1,7 @@
 """The manifests by the Trainer's own models, and their pods by podman: no cluster is needed."""
 
 import copy
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,6 +211,15 @@ def test_two_pods_train_as_one_process(podman: Podman, work: Path, undisturbed: 
     (run_dir,) = (work / "outputs").iterdir()
     assert run_dir.stat().st_uid == POD["securityContext"]["runAsUser"]
     assert fingerprint(run_dir) == undisturbed
+
+
+@needs_podman
+@pytest.mark.usefixtures("work")
+def test_a_pod_that_is_told_to_stop_while_it_starts_ends_at_once(podman: Podman) -> None:
+    """Process 1 of a container would not even notice before it has set up its handlers."""
+    pods = start(podman, numNodes=1)
+    podman("stop", "--time=10", container_of(pods[0]))
+    assert podman.wait(pods) == [128 + signal.SIGTERM]
 
 
 @needs_podman
