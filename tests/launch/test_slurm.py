@@ -84,7 +84,8 @@ def test_a_job_that_another_one_pushes_aside_goes_on_afterwards(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     run_dir = tmp_path / "run"
-    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.1))
+    overrides = trainings.training(small_root, run_dir, 0.05)
+    job = submit(cluster, tmp_path, overrides=overrides, processes="1")
     wait_for_step(run_dir, 6)
     urgent = cluster.submit(
         *("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null"),
@@ -123,7 +124,8 @@ def test_a_killed_agent_sends_its_job_back_to_the_queue(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     run_dir = tmp_path / "run"
-    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.1))
+    overrides = trainings.training(small_root, run_dir, 0.05)
+    job = submit(cluster, tmp_path, overrides=overrides, processes="1")
     wait_for_step(run_dir, 6)
     second = cluster.nodes_of(job)[1]
     trainings.kill(agent_on(second))
