@@ -32,8 +32,16 @@ export LAUNCH_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} # processes of an earli
 export NPROC_PER_NODE=${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 export PORT=$((10000 + SLURM_JOB_ID % 20000))
 
-srun --label --kill-on-bad-exit=1 --cpu-bind=none \
-    bash -c 'HEAD=$SLURM_LAUNCH_NODE_IPADDR:$PORT exec "$0" "$@"' "$multi_node" "$@" &
+# One of these on each node. It outlives torchrun, to say what became of it: 75 where it was killed,
+# or told to stop for now, but not where srun has ended it because of another node.
+run_node='
+    trap : TERM
+    trap stopped=75 USR1
+    HEAD=$SLURM_LAUNCH_NODE_IPADDR:$PORT "$0" "$@"
+    status=$?
+    exit "${stopped:-$((status == 143 ? 1 : status > 128 ? 75 : status))}"'
+
+srun --label --kill-on-bad-exit=1 --cpu-bind=none bash -c "$run_node" "$multi_node" "$@" &
 step=$!
 
 is_running() { kill -0 "$step" 2>/dev/null; }
@@ -51,11 +59,13 @@ done
 wait "$step"
 status=$?
 
-nodes_answer() { timeout 60 srun --ntasks-per-node=1 true; }
+was_stopped() { [[ $time_is_over ]] || ((status == 75)); }
+was_lost() { ((status > 128)) || ! timeout 60 srun --ntasks-per-node=1 true; }
 
-if ((status == 0)) || [[ $told_to_end ]]; then
-    exit "$status"
-elif [[ $time_is_over ]] || ((status > 128)) || ! nodes_answer; then
-    scontrol requeue "$SLURM_JOB_ID"
+if ((status != 0)) && [[ ! $told_to_end ]]; then
+    # What is lost again and again may be the fault of the training.
+    if was_stopped || { ((${SLURM_RESTART_COUNT:-0} < 100)) && was_lost; }; then
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
 fi
 exit "$status"

@@ -120,6 +120,19 @@ def test_a_job_that_its_user_cancels_saves_what_it_has_and_stays_away(
     assert cluster.show(job, "Restarts") == "0"
 
 
+@pytest.mark.slow
+def test_a_job_whose_processes_are_told_to_stop_for_now_goes_on(
+    cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    run_dir = tmp_path / "run"
+    overrides = trainings.training(small_root, run_dir, 0.05)
+    job = submit(cluster, tmp_path, overrides=overrides, processes="1")
+    wait_for_step(run_dir, 6)
+    cluster.call("scancel", "--signal=USR1", job)
+    require_equal(cluster, job, run_dir, undisturbed)
+    assert cluster.show(job, "Restarts") == "1"
+
+
 def test_a_killed_agent_sends_its_job_back_to_the_queue(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
