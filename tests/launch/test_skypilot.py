@@ -1,6 +1,5 @@
 """The SkyPilot task by SkyPilot's own reader, and what it runs on two nodes of this machine."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -39,11 +38,22 @@ print(task.num_nodes, mount.mode.value, resources.job_recovery["max_restarts_on_
 
 
 def read_by_skypilot(text: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Let SkyPilot read a task, in a home directory of its own: it writes there when imported."""
-    if importlib.util.find_spec("sky") is None:
-        pytest.skip("could not import 'sky'")
-    quiet = {"SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
-    return python("-c", READ, text, cwd=CHECKOUT, timeout=60, HOME=str(home), **quiet)
+    """Let SkyPilot read a task, in a home directory of its own: it writes there when imported.
+
+    It needs older packages than wandb does, so it is found by its own interpreter.
+    """
+    if "SKYPILOT_PYTHON" not in os.environ:
+        pytest.skip("needs SKYPILOT_PYTHON, an interpreter that can import sky")
+    environment = {"HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+    return subprocess.run(
+        [os.environ["SKYPILOT_PYTHON"], "-c", READ, text],
+        cwd=CHECKOUT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_skypilot_takes_the_task(tmp_path: Path) -> None:
