@@ -106,15 +106,15 @@ def _tell(error: Exception) -> int:
         return signals.STOPPED
     if isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
         print(f"{speaker}error: {_sentence(error)}", file=sys.stderr)
+        if distributed is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+            # What is wrong with the command line stays so: torchrun need not start us again.
+            os.kill(os.getppid(), signal.SIGTERM)
     elif lost_contact:
         reason = one_line(error)[:300]
         print(f"{speaker}error: lost contact with another process ({reason}).", file=sys.stderr)
     else:
         stack = "".join(traceback.format_exception(error))
         print(f"{speaker}{stack}", file=sys.stderr)
-    if distributed is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
-        # What is wrong with the command line stays so: torchrun need not start us again.
-        os.kill(os.getppid(), signal.SIGTERM)
     return FAILED
 
 

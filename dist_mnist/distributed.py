@@ -292,16 +292,15 @@ def is_lost_contact(error: BaseException) -> bool:
 def launch_id() -> str | None:
     """Return what is the same in every process and every restart of one launch.
 
-    A batch job of SLURM keeps its number when it is requeued, and counts its steps anew; it may
-    train several times, with different arguments. Elsewhere torchrun gives each launch an id of its
-    own, or "none"; then the agent, the parent of its workers, identifies the launch. None where
-    neither has started this process.
+    A batch job of SLURM keeps its number when it is requeued, and counts its srun steps anew.
+    Elsewhere torchrun gives each launch an id of its own, or "none"; then the agent, the parent of
+    its workers, identifies the launch. None where neither has started this process.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
-    if os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_JOB_ID" in os.environ:
+    if os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" in os.environ:
         keys = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID")
         name = " ".join([*(os.environ.get(key, "") for key in keys), *sys.argv[1:]])
-    elif name is None:
+    elif not name:
         return None
     elif name == "none":
         name = f"{os.uname().nodename} {os.getppid()} {_start_time(os.getppid())}"
@@ -309,13 +308,13 @@ def launch_id() -> str | None:
 
 
 def is_restart() -> bool:
-    """Whether torchrun or SLURM says that it has started this launch before.
+    """Whether torchrun, SLURM or a JobSet says that it has started this launch before.
 
     Where they do not say so it may be a restart all the same: torchrun does not count those in
     which machines have come or gone.
     """
-    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    return any(int(os.environ.get(name, 0)) > 0 for name in counts)
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "JOBSET_RESTART_ATTEMPT")
+    return any(int(os.environ.get(name) or 0) > 0 for name in counts)
 
 
 def _start_time(pid: int) -> str:

@@ -87,7 +87,8 @@ def _resume(state: TrainingState, run_dir: Path) -> int:
     if found is None and state.world.is_main and is_restart():
         logger.warning(
             "this launch was started before, and run_dir=%s holds no checkpoint: it begins anew. "
-            "If it had saved one, it was on storage that this machine does not see.",
+            "If it had saved one, it was under another run_dir, or on storage that this machine "
+            "does not see.",
             run_dir,
         )
     found = broadcast_object(state.world, found)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 from dist_mnist import signals
 
+REQUEUE_SECONDS = 60.0  # how long rank 0 may take to send the job back to the queue
+
 
 def is_cluster_job() -> bool:
     """Whether submitit has started this process."""
@@ -27,13 +29,16 @@ def cluster_job() -> Iterator[None]:
     # The first node by its address: its own name may lead it to loopback.
     environment.master_addr = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", environment.master_addr)
     environment.export(set_cuda_visible_devices=False)
-    requeue = signal.getsignal(signal.SIGUSR2)
+    name = f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"
+    requeue = signal.getsignal(signal.Signals[name])
     signals.install()
     try:
         yield
     except signals.Stopped:
-        if signals.requested() == "SIGUSR2" and callable(requeue):
-            requeue(signal.SIGUSR2, None)  # which ends this process if it is rank 0
+        # Which signal it was that another rank has got is not known here.
+        if signals.requested() in (name, None) and callable(requeue):
+            requeue(signal.Signals[name], None)  # which ends this process, if it is rank 0
+            signals.wait(REQUEUE_SECONDS)  # an end before that might take rank 0 along
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(signals.STOPPED)

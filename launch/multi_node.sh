@@ -24,11 +24,15 @@ NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
 
 # torchrun goes by the machine's own name, which on Debian leads to 127.0.1.1: then nobody would
 # take the head's part, and nobody could be reached.
-HEAD_ADDRESS=${HEAD%:*}
-OWN_ADDRESS=$("$PYTHON" -c "
-import sys
+ADDRESSES=$("$PYTHON" -c "
+import socket, sys
 from dist_mnist.network import own_address
-print(own_address(sys.argv[1]))" "$HEAD_ADDRESS")
+print(own_address(sys.argv[1]), socket.gethostbyname(sys.argv[1]))" "${HEAD%:*}")
+read -r OWN_ADDRESS HEAD_ADDRESS <<<"$ADDRESSES"
+if [[ $HEAD_ADDRESS == 127.* && $HEAD != 127.* ]]; then
+    echo "error: HEAD=$HEAD leads to $HEAD_ADDRESS here: give an address that all machines reach" >&2
+    exit 1
+fi
 IS_HEAD=${IS_HEAD:-$([[ $OWN_ADDRESS == "$HEAD_ADDRESS" ]] && echo 1 || echo 0)}
 
 # Restarts: a machine that has been silent for 6 s is lost, and one that comes is waited for no

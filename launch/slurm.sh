@@ -6,7 +6,7 @@
 #
 # When its time is nearly over, and when a node, a launcher or the network between them is lost, the
 # job goes back to the queue and continues its run. When another job takes its nodes, SLURM sends
-# it back itself, and it continues too. `scancel` ends it.
+# it back itself, and it continues too. `scancel` ends it; so does the hundredth time.
 #
 # Submit it with the virtual environment active, in a folder that all nodes see. The nodes need no
 # internet.
@@ -23,49 +23,52 @@ told_to_end=
 trap 'time_is_over=yes' USR1
 trap 'told_to_end=yes' TERM # with which SLURM also tells the processes, so they save by themselves
 
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+
 # sbatch runs a copy of this script, from elsewhere.
-script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
-multi_node=$(dirname "$script")/multi_node.sh
+folder=$(scontrol show job "$job" | sed -n 's|^ *Command=\(.*\)/slurm\.sh.*|\1|p')
+if [[ ! -x $folder/multi_node.sh ]]; then
+    echo "error: multi_node.sh is not beside slurm.sh, where SLURM says it is ('$folder')" >&2
+    exit 1
+fi
 
 export NNODES=$SLURM_NNODES
 export LAUNCH_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} # processes of an earlier start stay out
 export NPROC_PER_NODE=${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 export PORT=$((10000 + SLURM_JOB_ID % 20000))
 
-# One of these on each node. It outlives torchrun, to say what became of it: 75 where it was killed,
-# or told to stop for now, but not where srun has ended it because of another node.
+# One of these on each node. It outlives torchrun, to say what became of it: 75 where it was told to
+# stop for now, and nothing special (143) where srun has ended it because of another node.
 run_node='
     trap : TERM
     trap stopped=75 USR1
     HEAD=$SLURM_LAUNCH_NODE_IPADDR:$PORT "$0" "$@"
     status=$?
-    exit "${stopped:-$((status == 143 ? 1 : status > 128 ? 75 : status))}"'
+    exit "${stopped:-$((status == 143 ? 1 : status))}"'
 
-srun --label --kill-on-bad-exit=1 --cpu-bind=none bash -c "$run_node" "$multi_node" "$@" &
-step=$!
+srun --label --kill-on-bad-exit=1 --cpu-bind=none bash -c "$run_node" "$folder/multi_node.sh" "$@" &
+srun=$!
 
-is_running() { kill -0 "$step" 2>/dev/null; }
+is_running() { kill -0 "$srun" 2>/dev/null; }
 
 while is_running && [[ ! $time_is_over ]]; do
-    wait "$step"
+    wait "$srun"
 done
 # srun itself would end its processes at once: they are told directly, as soon as they are there.
-while is_running && ! scancel --signal=TERM "$SLURM_JOB_ID.0" 2>/dev/null; do
+while is_running && ! scancel --signal=TERM "$job.0" 2>/dev/null; do
     sleep 1
 done
 while is_running; do
-    wait "$step"
+    wait "$srun"
 done
-wait "$step"
+wait "$srun"
 status=$?
 
 was_stopped() { [[ $time_is_over ]] || ((status == 75)); }
 was_lost() { ((status > 128)) || ! timeout 60 srun --ntasks-per-node=1 true; }
+may_go_on() { [[ $time_is_over || ! $told_to_end ]] && ((${SLURM_RESTART_COUNT:-0} < 100)); }
 
-if ((status != 0)) && [[ ! $told_to_end ]]; then
-    # What is lost again and again may be the fault of the training.
-    if was_stopped || { ((${SLURM_RESTART_COUNT:-0} < 100)) && was_lost; }; then
-        scontrol requeue "$SLURM_JOB_ID"
-    fi
+if ((status != 0)) && may_go_on && { was_stopped || was_lost; } && may_go_on; then
+    scontrol requeue "$job"
 fi
 exit "$status"

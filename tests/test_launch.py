@@ -59,7 +59,7 @@ def test_a_mistake_in_the_command_line_is_not_tried_again(tmp_path: Path) -> Non
     failed = python(*launcher, "--max-restarts=3", "-m", "dist_mnist", "model=unet", cwd=tmp_path)
     assert failed.returncode == 1
     assert failed.stderr.count("[rank 0] error: ") == 1
-    assert failed.stderr.count("Could not find 'model/unet'") == 1
+    assert "Could not find 'model/unet'" in failed.stderr
 
 
 def test_an_error_on_one_rank_ends_all_ranks(small_root: Path, tmp_path: Path) -> None:
@@ -125,12 +125,11 @@ def test_the_script_for_several_machines_joins_two_agents(small_root: Path, tmp_
         "NPROC_PER_NODE": "1",
         "HEAD": f"127.0.0.1:{free_port()}",
         "LAUNCH_ID": "two-machines",
-        "GLOO_SOCKET_IFNAME": "lo",
     }
     agents = [
         subprocess.Popen(
             [LAUNCH / "multi_node.sh", *small(small_root, tmp_path / "run")],
-            env={**environment, "NODE_ADDRESS": "127.0.0.1", "IS_HEAD": head},
+            env={**environment, "IS_HEAD": head},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

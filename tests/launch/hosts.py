@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,24 +121,24 @@ def network(
         Host(name, f"{SUBNET}.{number}", f"{switch}-{name}", switch, folder / f"hosts-{name}")
         for number, name in enumerate(names, 10)
     ]
-    try:
+    with ExitStack() as cleanup:
         _ip("netns", "add", switch)
+        cleanup.callback(_ip, "netns", "delete", switch)
         _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
         _ip("-n", switch, "link", "set", "bridge", "up")
         for host in hosts:
             _write_hosts_file(host, hosts, own_name_is_loopback)
+            _ip("netns", "add", host.namespace)
+            cleanup.callback(_take_down, host)
             _plug_in(host)
         yield hosts
-    finally:
-        existing = _ip("netns", "list").split()
-        for host in hosts:
-            if host.namespace in existing:
-                kill_all(host)
-                _ip("netns", "delete", host.namespace)
-            for process in host.started:
-                process.wait(10)
-        if switch in existing:
-            _ip("netns", "delete", switch)
+
+
+def _take_down(host: Host) -> None:
+    kill_all(host)
+    _ip("netns", "delete", host.namespace)
+    for process in host.started:
+        process.wait(10)
 
 
 def _write_hosts_file(host: Host, hosts: Sequence[Host], own_name_is_loopback: bool) -> None:
@@ -151,7 +151,6 @@ def _write_hosts_file(host: Host, hosts: Sequence[Host], own_name_is_loopback: b
 
 def _plug_in(host: Host) -> None:
     cable = f"to-{host.name}"
-    _ip("netns", "add", host.namespace)
     _ip("-n", host.namespace, "link", "set", "lo", "up")
     peer = ("peer", "name", "eth0", "netns", host.namespace)
     _ip("-n", host.switch, "link", "add", cable, "type", "veth", *peer)

@@ -158,11 +158,13 @@ def work(podman: Podman) -> Iterator[Path]:
     """The volume of the manifest, with data that whoever is of its group may write to."""
     name = VOLUME["metadata"]["name"]
     podman("kube", "play", "-", data=yaml.safe_dump(VOLUME).encode())
-    work = Path(podman("volume", "inspect", "--format={{.Mountpoint}}", name))
-    make_small_root(work / "data")
-    yield work
-    podman("pod", "rm", "--all", "--force", "--time=0")
-    podman("volume", "rm", name)
+    try:
+        work = Path(podman("volume", "inspect", "--format={{.Mountpoint}}", name))
+        make_small_root(work / "data")
+        yield work
+    finally:
+        podman("pod", "rm", "--all", "--force", "--time=0")
+        podman("volume", "rm", name)
 
 
 @pytest.fixture(scope="module")

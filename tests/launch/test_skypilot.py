@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.faults import fingerprint
+from tests.faults import children, fingerprint
 from tests.helpers import free_port, python
 
 pytestmark = pytest.mark.launch
@@ -92,7 +93,6 @@ def start_nodes(home: Path, data: Path, task_id: str) -> list[subprocess.Popen[b
         "SKYPILOT_NUM_NODES": "2",
         "SKYPILOT_NUM_GPUS_PER_NODE": "0",
         "SKYPILOT_TASK_ID": task_id,
-        "GLOO_SOCKET_IFNAME": "lo",
     }
     nodes = []
     for rank in range(2):
@@ -103,7 +103,6 @@ def start_nodes(home: Path, data: Path, task_id: str) -> list[subprocess.Popen[b
                 env={**os.environ, **variables, "SKYPILOT_NODE_RANK": str(rank)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
             nodes.append(node)
     return nodes
@@ -111,11 +110,16 @@ def start_nodes(home: Path, data: Path, task_id: str) -> list[subprocess.Popen[b
 
 def lose(nodes: list[subprocess.Popen[bytes]]) -> None:
     """End all processes of all nodes at once, where any are left."""
-    for node in nodes:
-        if node.poll() is None:
-            os.killpg(node.pid, signal.SIGKILL)
+    for process in [each for node in nodes for each in family(node.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     for node in nodes:
         node.wait()
+
+
+def family(process: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    return [process, *(each for child in children(process) for each in family(child))]
 
 
 def test_on_new_machines_the_run_goes_on(small_root: Path, tmp_path: Path) -> None:

@@ -29,6 +29,15 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def no_job_is_left(cluster: Cluster) -> Iterator[None]:
+    """End the jobs of a test that has failed."""
+    yield
+    if cluster.call("squeue", "-h"):
+        cluster.call("scancel", "--user=root")
+        wait_until(lambda: not cluster.call("squeue", "-h"), 60, "no job is left")
+
+
 def submit(
     cluster: Cluster, folder: Path, *options: str, overrides: list[str], processes: str = "2"
 ) -> str:
@@ -131,6 +140,7 @@ def test_a_job_whose_processes_are_told_to_stop_for_now_goes_on(
     cluster.call("scancel", "--signal=USR1", job)
     require_equal(cluster, job, run_dir, undisturbed)
     assert cluster.show(job, "Restarts") == "1"
+    assert "goes on from there" in (tmp_path / "job.log").read_text()
 
 
 def test_a_killed_agent_sends_its_job_back_to_the_queue(

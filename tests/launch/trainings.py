@@ -19,7 +19,6 @@ ENVIRONMENT = {
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     "PYTHONPATH": str(HOUSE),
 }
-STEPS_OF_AN_EPOCH = 8
 
 
 def training(root: Path, run_dir: Path | None, seconds_of_a_shard: float = 0.0) -> list[str]:
@@ -40,7 +39,7 @@ def training(root: Path, run_dir: Path | None, seconds_of_a_shard: float = 0.0) 
         "trainer.epochs=4",
         "trainer.log_every_steps=1",
         "trainer.checkpoint_every_steps=2",
-        "trainer.timeout_seconds=20",
+        "trainer.timeout_seconds=30",
         "trainer.device=cpu",
     ]
 
@@ -49,7 +48,7 @@ def undisturbed(root: Path, run_dir: Path) -> str:
     """Train in one process that nobody disturbs; return the fingerprint of its end."""
     command = [sys.executable, "-m", "dist_mnist", *training(root, run_dir)]
     environment = {**os.environ, **ENVIRONMENT}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=120)
     return faults.fingerprint(run_dir)
 
 
