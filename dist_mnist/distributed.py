@@ -177,7 +177,7 @@ def _join_group(world: World, timeout_seconds: int) -> None:
 
 
 def _choose_interface() -> None:
-    """Let gloo use the interface that leads to the head, unless the user has named one.
+    """Let gloo use the interface that leads to rank 0's machine, unless the user has named one.
 
     It would go by the machine's own name, which on Debian leads to 127.0.1.1.
     """

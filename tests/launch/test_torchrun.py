@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,4 +153,40 @@ def test_workers_whose_agent_is_killed_end_too_and_save_what_they_have(
     again = launch(head, head, "1", 2, overrides, tmp_path)
     assert end([again]) == [0]
     assert "continuing after step" in log(tmp_path, head)
+    assert faults.fingerprint(run_dir) == undisturbed
+
+
+def test_a_head_that_only_one_host_would_reach_is_refused(
+    hosts: list[Host], tmp_path: Path
+) -> None:
+    first = hosts[0]
+    variables = {"NNODES": "2", "HEAD": "first:29500", "LAUNCH_ID": "monday-1"}
+    log_file = tmp_path / "first.log"
+    refused = first.start(
+        LAUNCH / "multi_node.sh", log=log_file, **trainings.ENVIRONMENT, **variables
+    )
+    assert refused.wait(20) == 1
+    assert log_file.read_text() == (
+        "error: HEAD=first:29500 leads to 127.0.1.1 here: give an address that all machines reach\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_restart_of_a_plain_torchrun_says_what_it_lacks(
+    hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    run_dir = tmp_path / "run"
+    for number, host in enumerate(hosts):
+        host.start(
+            *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--max-restarts=3"),
+            *("--rdzv-backend=c10d", "--rdzv-id=monday-1", f"--local-addr={host.address}"),
+            *(f"--rdzv-endpoint={hosts[0].address}:29500", f"--rdzv-conf=is_host={1 - number}"),
+            *("-m", "dist_mnist", *trainings.training(small_root, run_dir, 0.05)),
+            log=tmp_path / f"{host.name}.log",
+            **trainings.ENVIRONMENT,
+        )
+    wait_for_step(run_dir, 6)
+    kill(ranks_on(hosts[1])[1])
+    assert end([agent for host in hosts for agent in host.started]) == [0, 0]
+    assert log(tmp_path, hosts[0]).count("Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") == 1
     assert faults.fingerprint(run_dir) == undisturbed
