@@ -102,6 +102,9 @@ def _tell(error: Exception) -> int:
     speaker = f"[rank {rank}] " if "RANK" in os.environ else ""
     distributed = sys.modules.get("dist_mnist.distributed")  # absent before there were processes
     lost_contact = distributed is not None and distributed.is_lost_contact(error)
+    # torchrun may have told this process to end before it noticed that another one is gone.
+    if lost_contact and signals.requested():
+        return signals.STOPPED
     if (rank != 0 or lost_contact) and signals.wait(PATIENCE_SECONDS):
         return signals.STOPPED
     if isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
