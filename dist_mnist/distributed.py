@@ -190,7 +190,7 @@ def _choose_interface() -> None:
 def _warn_of_shared_store(world: World) -> None:
     """Say what machines will wait for that come, or come back, later (pytorch#167288)."""
     is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if world.is_main and is_restart() and is_shared:
+    if world.local_rank == 0 and is_restart() and is_shared:
         logger.warning(
             "torchrun has been restarted with the store of its first start: a machine that comes "
             "later would wait for ever. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on "

@@ -13,7 +13,7 @@ from dist_mnist import checkpoint, report, signals, whereabouts
 from dist_mnist.config import Config, plain_config
 from dist_mnist.console import describe, log_to_file, result_line
 from dist_mnist.data import load_splits
-from dist_mnist.distributed import World, barrier, broadcast_object, is_restart
+from dist_mnist.distributed import World, all_reduce_max, barrier, broadcast_object, is_restart
 from dist_mnist.errors import InputError
 from dist_mnist.journal import Journal, Line
 from dist_mnist.metrics import Evaluation
@@ -84,7 +84,8 @@ def _resume(state: TrainingState, run_dir: Path) -> int:
         How many lines of steps the journal had when it was saved.
     """
     found = checkpoint.newest(run_dir) if state.world.is_main else None
-    if found is None and state.world.is_main and is_restart():
+    (was_started,) = all_reduce_max(state.world, [is_restart()])  # only some agents may count it
+    if found is None and state.world.is_main and was_started:
         logger.warning(
             "this launch was started before, and run_dir=%s holds no checkpoint: it begins anew. "
             "If it had saved one, it was under another run_dir, or on storage that this machine "

@@ -188,5 +188,5 @@ def test_a_restart_of_a_plain_torchrun_says_what_it_lacks(
     wait_for_step(run_dir, 6)
     kill(ranks_on(hosts[1])[1])
     assert end([agent for host in hosts for agent in host.started]) == [0, 0]
-    assert log(tmp_path, hosts[0]).count("Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") == 1
+    assert log(tmp_path, hosts[1]).count("Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") == 1
     assert faults.fingerprint(run_dir) == undisturbed
