@@ -50,6 +50,15 @@ def submit(
     )
 
 
+def start_training(cluster: Cluster, root: Path, folder: Path, processes: int) -> tuple[str, Path]:
+    """Submit a training of so many processes a node; return its job and directory in step 6."""
+    run_dir = folder / "run"
+    overrides = trainings.training(root, run_dir, 0.05 * processes)
+    job = submit(cluster, folder, overrides=overrides, processes=str(processes))
+    wait_for_step(run_dir, 6)
+    return job, run_dir
+
+
 def require_equal(cluster: Cluster, job: str, run_dir: Path, undisturbed: str) -> None:
     """Require that a job comes to its end, and the run in it to that of an undisturbed one."""
     cluster.wait_for(job, "COMPLETED", 120)
@@ -92,10 +101,7 @@ def test_a_killed_worker_and_the_end_of_its_time_cost_a_job_nothing(
 def test_a_job_that_another_one_pushes_aside_goes_on_afterwards(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
-    run_dir = tmp_path / "run"
-    overrides = trainings.training(small_root, run_dir, 0.05)
-    job = submit(cluster, tmp_path, overrides=overrides, processes="1")
-    wait_for_step(run_dir, 6)
+    job, run_dir = start_training(cluster, small_root, tmp_path, processes=1)
     urgent = cluster.submit(
         *("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null"),
         *("--wrap", "sleep 1"),
@@ -118,9 +124,7 @@ def test_a_mistake_ends_a_job_without_another_try(cluster: Cluster, tmp_path: Pa
 def test_a_job_that_its_user_cancels_saves_what_it_has_and_stays_away(
     cluster: Cluster, small_root: Path, tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.1))
-    wait_for_step(run_dir, 6)
+    job, _ = start_training(cluster, small_root, tmp_path, processes=2)
     cluster.call("scancel", job)
     wait_until(lambda: cluster.show(job, "JobState") == "CANCELLED", 30, "the job is cancelled")
     wait_until(lambda: "goes on from there" in (tmp_path / "job.log").read_text(), 20, "it saved")
@@ -133,10 +137,7 @@ def test_a_job_that_its_user_cancels_saves_what_it_has_and_stays_away(
 def test_a_job_whose_processes_are_told_to_stop_for_now_goes_on(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
-    run_dir = tmp_path / "run"
-    overrides = trainings.training(small_root, run_dir, 0.05)
-    job = submit(cluster, tmp_path, overrides=overrides, processes="1")
-    wait_for_step(run_dir, 6)
+    job, run_dir = start_training(cluster, small_root, tmp_path, processes=1)
     cluster.call("scancel", "--signal=USR1", job)
     require_equal(cluster, job, run_dir, undisturbed)
     assert cluster.show(job, "Restarts") == "1"
@@ -146,10 +147,7 @@ def test_a_job_whose_processes_are_told_to_stop_for_now_goes_on(
 def test_a_killed_agent_sends_its_job_back_to_the_queue(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
-    run_dir = tmp_path / "run"
-    overrides = trainings.training(small_root, run_dir, 0.05)
-    job = submit(cluster, tmp_path, overrides=overrides, processes="1")
-    wait_for_step(run_dir, 6)
+    job, run_dir = start_training(cluster, small_root, tmp_path, processes=1)
     second = cluster.nodes_of(job)[1]
     trainings.kill(agent_on(second))
     require_equal(cluster, job, run_dir, undisturbed)
@@ -182,9 +180,7 @@ def test_a_sweep_has_a_job_for_each_choice_and_the_end_of_its_time_costs_it_noth
 def test_a_job_whose_node_is_cut_off_goes_on_elsewhere(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str, which: int
 ) -> None:
-    run_dir = tmp_path / "run"
-    job = submit(cluster, tmp_path, overrides=trainings.training(small_root, run_dir, 0.1))
-    wait_for_step(run_dir, 6)
+    job, run_dir = start_training(cluster, small_root, tmp_path, processes=2)
     lost = cluster.nodes_of(job)[which]
     lost.cut_off()
     try:
