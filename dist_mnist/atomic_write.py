@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from dist_mnist.errors import InputError
+from dist_mnist.config.errors import InputError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 

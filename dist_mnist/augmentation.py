@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from dist_mnist.config import AugmentationConfig
+from dist_mnist.config.schema import AugmentationConfig
 
 NUMBERS_PER_IMAGE = 4  # down, right, turn, size
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from dist_mnist.atomic_write import cannot_write, write_atomically
-from dist_mnist.errors import InputError
+from dist_mnist.config.errors import InputError
 
 logger = logging.getLogger(__name__)
 

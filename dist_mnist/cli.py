@@ -23,8 +23,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dist_mnist import signals, sweep
-from dist_mnist.config import Config, build_config, register_schema
-from dist_mnist.errors import InputError, one_line
+from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.schema import Config, build_config, register_schema
 
 SUCCEEDED = 0
 FAILED = 1

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import Dataset
 
-from dist_mnist.config import DataConfig
+from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.schema import DataConfig
 from dist_mnist.dataset_files import open_dataset
-from dist_mnist.errors import InputError, one_line
 from dist_mnist.seeding import keyed_seed
 
 

@@ -13,9 +13,9 @@ from filelock import FileLock
 from torch.utils.data import Dataset
 
 from dist_mnist.atomic_write import FULL_DISK, cannot_write
-from dist_mnist.config import DataConfig
-from dist_mnist.errors import BuildError, InputError, one_line
-from dist_mnist.instantiate import instantiate
+from dist_mnist.config.errors import BuildError, InputError, one_line
+from dist_mnist.config.schema import DataConfig
+from dist_mnist.config.targets import instantiate
 
 ARCHIVES = (".gz", ".xz", ".zip")
 DOWNLOAD_TIMEOUT_SECONDS = 30  # without it, a network that swallows packets holds us for minutes

@@ -24,8 +24,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_mnist import network, shared_memory, signals, watchdog
+from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.cpu import prepare_cpu
-from dist_mnist.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 

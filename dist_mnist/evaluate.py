@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 
 from dist_mnist import checkpoint
 from dist_mnist.cli import command
-from dist_mnist.config import EvaluationConfig, build_evaluation_config, config_from_plain
+from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import EvaluationConfig, build_evaluation_config, config_from_plain
 from dist_mnist.console import log_to_console, result_line
 from dist_mnist.data import Normalization, load_part
 from dist_mnist.distributed import World, broadcast_object, session
-from dist_mnist.errors import InputError
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation
 from dist_mnist.precision import compute_dtype

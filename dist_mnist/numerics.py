@@ -2,7 +2,7 @@
 
 import torch
 
-from dist_mnist.errors import InputError
+from dist_mnist.config.errors import InputError
 
 
 class NonFiniteError(InputError):

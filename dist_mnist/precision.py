@@ -4,8 +4,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from dist_mnist.config import Precision
-from dist_mnist.errors import InputError
+from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import Precision
 
 DTYPES = {
     Precision.fp32: torch.float32,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_mnist import checkpoint, whereabouts
-from dist_mnist.errors import InputError
+from dist_mnist.config.errors import InputError
 from dist_mnist.journal import Journal, Line
 from dist_mnist.tracking import Tracker
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from dist_mnist.config.errors import InputError
 from dist_mnist.distributed import Waiting, World, tree_sum
-from dist_mnist.errors import InputError
 
 SHARDS = 8
 

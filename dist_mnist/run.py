@@ -10,11 +10,11 @@ from time import perf_counter
 import torch
 
 from dist_mnist import checkpoint, report, signals, whereabouts
-from dist_mnist.config import Config, plain_config
+from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import Config, plain_config
 from dist_mnist.console import describe, log_to_file, result_line
 from dist_mnist.data import load_splits
 from dist_mnist.distributed import World, all_reduce_max, barrier, broadcast_object, is_restart
-from dist_mnist.errors import InputError
 from dist_mnist.journal import Journal, Line
 from dist_mnist.metrics import Evaluation
 from dist_mnist.numerics import NonFiniteError

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 
 from dist_mnist import checkpoint
 from dist_mnist.cli import _conf_folder
-from dist_mnist.config import Config, build_config, register_schema
+from dist_mnist.config.schema import Config, build_config, register_schema
 from dist_mnist.distributed import World
 from dist_mnist.journal import read_journal
 

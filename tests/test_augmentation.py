@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dist_mnist.augmentation import NUMBERS_PER_IMAGE, augment, rotate_and_scale
-from dist_mnist.config import AugmentationConfig
+from dist_mnist.config.schema import AugmentationConfig
 
 
 def some_images(count: int = 50) -> torch.Tensor:

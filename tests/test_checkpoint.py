@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_mnist import checkpoint
-from dist_mnist.errors import InputError
+from dist_mnist.config.errors import InputError
 
 
 def content(step: int = 1) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hydra.errors import ConfigCompositionException
 
-from dist_mnist.config import config_from_plain, plain_config
-from dist_mnist.errors import InputError
+from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import config_from_plain, plain_config
 from dist_mnist.journal import read_journal
 from dist_mnist.run import run
 from tests.helpers import SOLO, make_config

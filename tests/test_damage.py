@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from dist_mnist import checkpoint
-from dist_mnist.config import Resume
+from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import Resume
 from dist_mnist.console import log_to_file
-from dist_mnist.errors import InputError
 from dist_mnist.run_directory import lock_run_directory, write_config
 from tests.helpers import assert_equal, make_config, python, result
 from tests.test_run import run_once

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from dist_mnist import mnist
+from dist_mnist.config.errors import InputError
 from dist_mnist.data import (
     load_part,
     load_splits,
     measure_normalization,
     stratified_choice,
 )
-from dist_mnist.errors import InputError
 from tests.helpers import make_config, make_family_files, make_images, run_ranks, write_idx
 
 

@@ -83,7 +83,7 @@ def test_the_confusion_matrix_counts_labels_by_row() -> None:
 
 
 def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]:
-    from dist_mnist.config import (
+    from dist_mnist.config.schema import (
         EvaluationConfig,
         EvaluationDataConfig,
         EvaluationTrainerConfig,

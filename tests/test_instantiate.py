@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from dist_mnist.errors import InputError
-from dist_mnist.instantiate import instantiate
+from dist_mnist.config.errors import InputError
+from dist_mnist.config.targets import instantiate
 
 
 def test_nested_targets_and_plain_lists_are_built() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dist_mnist.errors import InputError
+from dist_mnist.config.errors import InputError
 from dist_mnist.journal import Journal, read_journal
 
 

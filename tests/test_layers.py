@@ -93,8 +93,8 @@ def test_the_schema_and_the_command_line_start_without_torch() -> None:
         assert top <= {
             *(
                 "dist_mnist",
-                "dist_mnist.config",
-                "dist_mnist.errors",
+                "dist_mnist.config.schema",
+                "dist_mnist.config.errors",
                 "hydra",
                 "hydra.core.hydra_config",
             ),

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from dist_mnist import checkpoint
-from dist_mnist.config import Config, config_from_plain
+from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import Config, config_from_plain
 from dist_mnist.data import load_splits
 from dist_mnist.distributed import Waiting, session
-from dist_mnist.errors import InputError
 from dist_mnist.journal import read_journal
 from dist_mnist.metrics import RunningMetrics, Totals
 from dist_mnist.reproducible import SHARDS, learn_in_shards, prepare

@@ -17,7 +17,7 @@ import pytest
 import wandb
 
 from dist_mnist import tracking
-from dist_mnist.errors import InputError
+from dist_mnist.config.errors import InputError
 from dist_mnist.journal import Journal, Line, read_journal
 from dist_mnist.run import run
 from dist_mnist.signals import STOPPED, Stopped
@@ -330,7 +330,7 @@ def test_a_process_ends_though_wandb_still_looks_for_its_server(
         "-c",
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from dist_mnist.config import TrackingConfig, TrackingMode\n"
+        "from dist_mnist.config.schema import TrackingConfig, TrackingMode\n"
         "from dist_mnist.tracking import start_tracking\n"
         "config = TrackingConfig(TrackingMode.online, 'p', None, None, [])\n"
         f"start_tracking(config, Path({str(tmp_path)!r}), {{}}, []).finish(1)\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dist_mnist.config import Config
+from dist_mnist.config.schema import Config
 from dist_mnist.data import load_splits
 from dist_mnist.distributed import World, session
 from dist_mnist.metrics import RunningMetrics, Totals

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_mnist.config import TrackingConfig, TrackingMode
+from dist_mnist.config.schema import TrackingConfig, TrackingMode
 from dist_mnist.journal import Line
 from dist_mnist.tracking import start_tracking
 from dist_mnist.wandb_files import read_run

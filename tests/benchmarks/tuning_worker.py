@@ -13,7 +13,7 @@ from torch import nn
 
 from dist_mnist import training_state
 from dist_mnist.cli import main as train
-from dist_mnist.config import Config
+from dist_mnist.config.schema import Config
 
 
 def fetch_by_pixel(dataset: Any, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from dist_mnist.errors import BuildError, InputError, one_line
+from dist_mnist.config.errors import BuildError, InputError, one_line
 
 TRUSTED_PACKAGES = ("torch", "torchvision", "dist_mnist")
 # A class is known by its bases; a function could do anything, so these modules alone may offer one.

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from dist_mnist.errors import InputError, one_line
+from dist_mnist.config.errors import InputError, one_line
 
 
 class Precision(Enum):

@@ -1,0 +1,1 @@
+"""What may be asked for: schemas, checks and errors. Imports no torch."""
