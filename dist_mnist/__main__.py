@@ -3,7 +3,7 @@
 import os
 import sys
 
-from dist_mnist import signals
+from dist_mnist.distributed import signals
 
 
 def main() -> None:

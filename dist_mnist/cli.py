@@ -22,9 +22,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dist_mnist import signals, sweep
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, build_config, register_schema
+from dist_mnist.distributed import launcher as sweep
+from dist_mnist.distributed import signals
 
 SUCCEEDED = 0
 FAILED = 1
@@ -100,7 +101,9 @@ def _tell(error: Exception) -> int:
     """
     rank = int(os.environ.get("RANK", 0))
     speaker = f"[rank {rank}] " if "RANK" in os.environ else ""
-    distributed = sys.modules.get("dist_mnist.distributed")  # absent before there were processes
+    distributed = sys.modules.get(
+        "dist_mnist.distributed.gradients"
+    )  # absent before there were processes
     lost_contact = distributed is not None and distributed.is_lost_contact(error)
     # torchrun may have told this process to end before it noticed that another one is gone.
     if lost_contact and signals.requested():
@@ -143,7 +146,7 @@ def _train(composed: DictConfig) -> None:
 
 def _run(config: Config, job: Any) -> None:
     from dist_mnist.console import log_to_console
-    from dist_mnist.distributed import session
+    from dist_mnist.distributed.gradients import session
     from dist_mnist.run import run
 
     with session(config.trainer.device, config.trainer.timeout_seconds) as world:

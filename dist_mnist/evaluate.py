@@ -14,7 +14,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import EvaluationConfig, build_evaluation_config, config_from_plain
 from dist_mnist.console import log_to_console, result_line
 from dist_mnist.data import Normalization, load_part
-from dist_mnist.distributed import World, broadcast_object, session
+from dist_mnist.distributed.gradients import World, broadcast_object, session
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation
 from dist_mnist.precision import compute_dtype

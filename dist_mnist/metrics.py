@@ -4,7 +4,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from dist_mnist.distributed import World, all_reduce_sum
+from dist_mnist.distributed.gradients import World, all_reduce_sum
 
 UPDATES_COUNTED_AT_ONCE = 32
 LOSS_UNIT = 2.0**-24  # finer than any digit that is shown

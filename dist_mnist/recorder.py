@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_mnist import checkpoint, whereabouts
+from dist_mnist import checkpoint
 from dist_mnist.config.errors import InputError
+from dist_mnist.distributed import whereabouts
 from dist_mnist.journal import Journal, Line
 from dist_mnist.tracking import Tracker
 

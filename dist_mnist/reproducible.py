@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.distributed import Waiting, World, tree_sum
+from dist_mnist.distributed.gradients import Waiting, World, tree_sum
 
 SHARDS = 8
 

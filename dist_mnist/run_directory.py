@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from dist_mnist.atomic_write import write_atomically
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, Resume, plain_config
-from dist_mnist.distributed import World, broadcast_object, is_restart, launch_id
+from dist_mnist.distributed.gradients import World, broadcast_object, is_restart, launch_id
 
 logger = logging.getLogger(__name__)
 

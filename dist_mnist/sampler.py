@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
-from dist_mnist.distributed import World
+from dist_mnist.distributed.gradients import World
 from dist_mnist.seeding import keyed_seed
 
 

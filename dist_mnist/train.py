@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dist_mnist import signals, whereabouts
 from dist_mnist.augmentation import NUMBERS_PER_IMAGE, augment
 from dist_mnist.console import HEADER, epoch_row
 from dist_mnist.data import ImageTensors
-from dist_mnist.distributed import without_sync
+from dist_mnist.distributed import signals, whereabouts
+from dist_mnist.distributed.gradients import without_sync
+from dist_mnist.distributed.stopping import StopAgreement
+from dist_mnist.distributed.whereabouts import Phase
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation, RunningMetrics, Totals
 from dist_mnist.numerics import NonFiniteError
@@ -26,9 +28,7 @@ from dist_mnist.recorder import Recorder
 from dist_mnist.reproducible import SHARDS, learn_in_shards
 from dist_mnist.sampler import DistributedBatchSampler
 from dist_mnist.seeding import keyed_seed, seed_device
-from dist_mnist.stopping import StopAgreement
 from dist_mnist.training_state import TrainingState, checkpoint_content
-from dist_mnist.whereabouts import Phase
 
 logger = logging.getLogger(__name__)
 

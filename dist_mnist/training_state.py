@@ -14,7 +14,7 @@ from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, TrainerConfig, plain_config
 from dist_mnist.config.targets import find_function, instantiate
 from dist_mnist.data import DataSplits
-from dist_mnist.distributed import Waiting, World, broadcast_object, parallelize
+from dist_mnist.distributed.gradients import Waiting, World, broadcast_object, parallelize
 from dist_mnist.metrics import Totals
 from dist_mnist.numerics import FiniteCheck
 from dist_mnist.precision import compute_dtype, gradient_scaler

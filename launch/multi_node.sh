@@ -26,7 +26,7 @@ NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
 # take the head's part, and nobody could be reached.
 ADDRESSES=$("$PYTHON" -c "
 import socket, sys
-from dist_mnist.network import own_address
+from dist_mnist.distributed.network import own_address
 print(own_address(sys.argv[1]), socket.gethostbyname(sys.argv[1]))" "${HEAD%:*}")
 read -r OWN_ADDRESS HEAD_ADDRESS <<<"$ADDRESSES"
 if [[ $HEAD_ADDRESS == 127.* && $HEAD != 127.* ]]; then

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_mnist.shared_memory import is_supported
+from dist_mnist.distributed.shared_memory import is_supported
 from tests.benchmarks.measure import REPOSITORY, Spread, in_turn, run_program, table
 from tests.helpers import python, torchrun
 

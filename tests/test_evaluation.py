@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dist_mnist.data import ImageTensors, Normalization
-from dist_mnist.distributed import session
+from dist_mnist.distributed.gradients import session
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation
 from tests.helpers import SOLO, make_images, run_ranks

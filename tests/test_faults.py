@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_mnist import checkpoint, shared_memory
-from dist_mnist.distributed import session
+from dist_mnist import checkpoint
+from dist_mnist.distributed import shared_memory
+from dist_mnist.distributed.gradients import session
+from dist_mnist.distributed.signals import INTERRUPTED, STOPPED
 from dist_mnist.journal import read_journal
 from dist_mnist.numerics import NonFiniteError
 from dist_mnist.run import run
-from dist_mnist.signals import INTERRUPTED, STOPPED
 from tests import faults
 from tests.helpers import (
     assert_equal,

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dist_mnist.network import interface_of, own_address
+from dist_mnist.distributed.network import interface_of, own_address
 
 
 def test_one_reaches_oneself_by_the_address_that_was_given() -> None:

@@ -14,7 +14,7 @@ from dist_mnist import checkpoint
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Config, config_from_plain
 from dist_mnist.data import load_splits
-from dist_mnist.distributed import Waiting, session
+from dist_mnist.distributed.gradients import Waiting, session
 from dist_mnist.journal import read_journal
 from dist_mnist.metrics import RunningMetrics, Totals
 from dist_mnist.reproducible import SHARDS, learn_in_shards, prepare

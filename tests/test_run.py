@@ -9,7 +9,7 @@ from filelock import FileLock
 from dist_mnist import checkpoint
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Resume
-from dist_mnist.distributed import session
+from dist_mnist.distributed.gradients import session
 from dist_mnist.journal import read_journal
 from dist_mnist.run import run
 from dist_mnist.run_directory import lock_run_directory

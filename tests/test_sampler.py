@@ -3,7 +3,7 @@ from itertools import chain
 import pytest
 import torch
 
-from dist_mnist.distributed import World
+from dist_mnist.distributed.gradients import World
 from dist_mnist.sampler import DistributedBatchSampler, EpochOrder
 
 

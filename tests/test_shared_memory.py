@@ -3,8 +3,8 @@ import time
 import pytest
 import torch
 
-from dist_mnist.distributed import broadcast_object, session
-from dist_mnist.shared_memory import LostRankError, SharedMemorySum, is_supported
+from dist_mnist.distributed.gradients import broadcast_object, session
+from dist_mnist.distributed.shared_memory import LostRankError, SharedMemorySum, is_supported
 from tests.helpers import run_ranks
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")

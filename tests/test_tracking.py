@@ -18,9 +18,9 @@ import wandb
 
 from dist_mnist import tracking
 from dist_mnist.config.errors import InputError
+from dist_mnist.distributed.signals import STOPPED, Stopped
 from dist_mnist.journal import Journal, Line, read_journal
 from dist_mnist.run import run
-from dist_mnist.signals import STOPPED, Stopped
 from dist_mnist.tracking import BackgroundTracker, NoTracking, start_tracking
 from tests.helpers import SOLO, free_port, make_config, python
 from tests.wandb_server import WandbServer, wandb_server

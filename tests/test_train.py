@@ -10,7 +10,7 @@ from torch import nn
 
 from dist_mnist.config.schema import Config
 from dist_mnist.data import load_splits
-from dist_mnist.distributed import World, session
+from dist_mnist.distributed.gradients import World, session
 from dist_mnist.metrics import RunningMetrics, Totals
 from dist_mnist.train import fit, train_epoch, train_step
 from dist_mnist.training_state import TrainingState, build_training_state

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_mnist import distributed
 from dist_mnist.data import load_splits
-from dist_mnist.distributed import World, session
-from dist_mnist.shared_memory import SharedMemorySum, is_supported
+from dist_mnist.distributed import gradients as distributed
+from dist_mnist.distributed.gradients import World, session
+from dist_mnist.distributed.shared_memory import SharedMemorySum, is_supported
 from dist_mnist.train import train_epoch
 from dist_mnist.training_state import Progress, TrainingState, build_model, build_training_state
 from tests.helpers import make_config

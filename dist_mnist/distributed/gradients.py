@@ -23,9 +23,9 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_mnist import network, shared_memory, signals, watchdog
 from dist_mnist.config.errors import InputError, one_line
-from dist_mnist.cpu import prepare_cpu
+from dist_mnist.distributed import network, shared_memory, signals, watchdog
+from dist_mnist.distributed.cpu import prepare_cpu
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from dist_mnist import whereabouts
+from dist_mnist.distributed import whereabouts
 
 ANSWER_SECONDS = 5.0  # how long the store may take to answer before it counts as gone
 FAILED = 1

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dist_mnist import signals
+from dist_mnist.distributed import signals
 
 REQUEUE_SECONDS = 60.0  # how long rank 0 may take to send the job back to the queue
 

@@ -2,8 +2,8 @@
 
 from time import perf_counter
 
-from dist_mnist import signals
-from dist_mnist.distributed import World, all_reduce_max
+from dist_mnist.distributed import signals
+from dist_mnist.distributed.gradients import World, all_reduce_max
 
 SECONDS_BETWEEN_QUESTIONS = 1.0
 
