@@ -145,8 +145,8 @@ def _train(composed: DictConfig) -> None:
 
 
 def _run(config: Config, job: Any) -> None:
-    from dist_mnist.console import log_to_console
     from dist_mnist.distributed.gradients import session
+    from dist_mnist.record.console import log_to_console
     from dist_mnist.run import run
 
     with session(config.trainer.device, config.trainer.timeout_seconds) as world:

@@ -12,10 +12,10 @@ from typing import Any
 from filelock import FileLock
 from torch.utils.data import Dataset
 
-from dist_mnist.atomic_write import FULL_DISK, cannot_write
 from dist_mnist.config.errors import BuildError, InputError, one_line
 from dist_mnist.config.schema import DataConfig
 from dist_mnist.config.targets import instantiate
+from dist_mnist.record.files import FULL_DISK, cannot_write
 
 ARCHIVES = (".gz", ".xz", ".zip")
 DOWNLOAD_TIMEOUT_SECONDS = 30  # without it, a network that swallows packets holds us for minutes

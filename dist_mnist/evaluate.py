@@ -8,16 +8,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dist_mnist import checkpoint
 from dist_mnist.cli import command
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import EvaluationConfig, build_evaluation_config, config_from_plain
-from dist_mnist.console import log_to_console, result_line
 from dist_mnist.data import Normalization, load_part
 from dist_mnist.distributed.gradients import World, broadcast_object, session
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation
 from dist_mnist.precision import compute_dtype
+from dist_mnist.record import checkpoint
+from dist_mnist.record.console import log_to_console, result_line
 from dist_mnist.training_state import build_loss, build_model, load_weights
 
 logger = logging.getLogger("dist_mnist.evaluate")  # also where __name__ is __main__

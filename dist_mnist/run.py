@@ -9,10 +9,8 @@ from time import perf_counter
 
 import torch
 
-from dist_mnist import checkpoint, report
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Config, plain_config
-from dist_mnist.console import describe, log_to_file, result_line
 from dist_mnist.data import load_splits
 from dist_mnist.distributed import signals, whereabouts
 from dist_mnist.distributed.gradients import (
@@ -23,12 +21,15 @@ from dist_mnist.distributed.gradients import (
     is_restart,
 )
 from dist_mnist.distributed.whereabouts import Phase
-from dist_mnist.journal import Journal, Line
 from dist_mnist.metrics import Evaluation
 from dist_mnist.numerics import NonFiniteError
-from dist_mnist.recorder import Recorder
-from dist_mnist.run_directory import choose_run_directory, lock_run_directory, write_config
-from dist_mnist.tracking import start_tracking
+from dist_mnist.record import checkpoint
+from dist_mnist.record import pictures as report
+from dist_mnist.record.console import describe, log_to_file, result_line
+from dist_mnist.record.directory import choose_run_directory, lock_run_directory, write_config
+from dist_mnist.record.journal import Journal, Line
+from dist_mnist.record.recorder import Recorder
+from dist_mnist.record.wandb_run import start_tracking
 from dist_mnist.train import evidence, fit, score
 from dist_mnist.training_state import TrainingState, build_training_state, load_weights, restore
 

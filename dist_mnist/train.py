@@ -14,7 +14,6 @@ import torch
 from tqdm import tqdm
 
 from dist_mnist.augmentation import NUMBERS_PER_IMAGE, augment
-from dist_mnist.console import HEADER, epoch_row
 from dist_mnist.data import ImageTensors
 from dist_mnist.distributed import signals, whereabouts
 from dist_mnist.distributed.gradients import without_sync
@@ -24,7 +23,8 @@ from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation, RunningMetrics, Totals
 from dist_mnist.numerics import NonFiniteError
 from dist_mnist.precision import autocast
-from dist_mnist.recorder import Recorder
+from dist_mnist.record.console import HEADER, epoch_row
+from dist_mnist.record.recorder import Recorder
 from dist_mnist.reproducible import SHARDS, learn_in_shards
 from dist_mnist.sampler import DistributedBatchSampler
 from dist_mnist.seeding import keyed_seed, seed_device

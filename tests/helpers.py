@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from dist_mnist import checkpoint
 from dist_mnist.cli import _conf_folder
 from dist_mnist.config.schema import Config, build_config, register_schema
 from dist_mnist.distributed.gradients import World
-from dist_mnist.journal import read_journal
+from dist_mnist.record import checkpoint
+from dist_mnist.record.journal import read_journal
 
 # What no two runs share: the keys of the journal that tell of time.
 CLOCK = ("seconds", "images_per_second", "slowest_rank", "slowest_rank_share", "mean_rank_share")

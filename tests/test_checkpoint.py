@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from dist_mnist import checkpoint
 from dist_mnist.config.errors import InputError
+from dist_mnist.record import checkpoint
 
 
 def content(step: int = 1) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from hydra.errors import ConfigCompositionException
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import config_from_plain, plain_config
-from dist_mnist.journal import read_journal
+from dist_mnist.record.journal import read_journal
 from dist_mnist.run import run
 from tests.helpers import SOLO, make_config
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from dist_mnist import checkpoint
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Resume
-from dist_mnist.console import log_to_file
-from dist_mnist.run_directory import lock_run_directory, write_config
+from dist_mnist.record import checkpoint
+from dist_mnist.record.console import log_to_file
+from dist_mnist.record.directory import lock_run_directory, write_config
 from tests.helpers import assert_equal, make_config, python, result
 from tests.test_run import run_once
 
@@ -222,10 +222,10 @@ def test_a_second_launch_waits_for_the_processes_of_the_first(
     )
     assert first.stdout is not None
     assert first.stdout.readline() == "locked\n"
-    monkeypatch.setattr("dist_mnist.run_directory.LOCK_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("dist_mnist.record.directory.LOCK_PATIENCE_SECONDS", 0.1)
     with pytest.raises(InputError, match="is in use by another launch"):
         lock_run_directory(tmp_path, Resume.auto, 600).__enter__()
-    monkeypatch.setattr("dist_mnist.run_directory.LOCK_PATIENCE_SECONDS", 10.0)
+    monkeypatch.setattr("dist_mnist.record.directory.LOCK_PATIENCE_SECONDS", 10.0)
     with lock_run_directory(tmp_path, Resume.auto, 600):
         pass
     first.communicate()
@@ -234,7 +234,7 @@ def test_a_second_launch_waits_for_the_processes_of_the_first(
 def test_a_run_that_another_launch_has_made_meanwhile_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dist_mnist import run_directory
+    from dist_mnist.record import directory as run_directory
 
     lock = run_directory._lock
 

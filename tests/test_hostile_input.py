@@ -20,11 +20,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dist_mnist import checkpoint
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import EvaluationConfig, EvaluationDataConfig, EvaluationTrainerConfig
 from dist_mnist.data import load_part, load_splits
 from dist_mnist.evaluate import evaluate_checkpoint
+from dist_mnist.record import checkpoint
 from dist_mnist.run import run
 from dist_mnist.training_state import build_training_state, restore
 from tests.helpers import SOLO, make_config

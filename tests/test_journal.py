@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.journal import Journal, read_journal
+from dist_mnist.record.journal import Journal, read_journal
 
 
 def line(step: int, kind: str = "step") -> dict[str, Any]:

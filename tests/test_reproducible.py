@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from dist_mnist import checkpoint
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Config, config_from_plain
 from dist_mnist.data import load_splits
 from dist_mnist.distributed.gradients import Waiting, session
-from dist_mnist.journal import read_journal
 from dist_mnist.metrics import RunningMetrics, Totals
+from dist_mnist.record import checkpoint
+from dist_mnist.record.journal import read_journal
 from dist_mnist.reproducible import SHARDS, learn_in_shards, prepare
 from dist_mnist.run import run
 from dist_mnist.training_state import build_training_state, checkpoint_content, restore
@@ -40,7 +40,7 @@ SMALL = (
 
 def run_all(*configs: Config) -> None:
     """Make one run after another, without the pictures, which would take most of the time."""
-    no_pictures = patch("dist_mnist.report.draw_all", return_value={})
+    no_pictures = patch("dist_mnist.record.pictures.draw_all", return_value={})
     with no_pictures, session("cpu", timeout_seconds=60) as world:
         for config in configs:
             run(config, world)

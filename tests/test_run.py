@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from dist_mnist import checkpoint
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Resume
 from dist_mnist.distributed.gradients import session
-from dist_mnist.journal import read_journal
+from dist_mnist.record import checkpoint
+from dist_mnist.record.directory import lock_run_directory
+from dist_mnist.record.journal import read_journal
 from dist_mnist.run import run
-from dist_mnist.run_directory import lock_run_directory
 from tests.helpers import SOLO, assert_equal, make_config, result, run_ranks
 
 SMALL = (
@@ -189,7 +189,7 @@ def test_resume_says_whether_a_run_may_be_there(small_root: Path, tmp_path: Path
 def test_two_launches_cannot_share_a_run_directory(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dist_mnist.run_directory.LOCK_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("dist_mnist.record.directory.LOCK_PATIENCE_SECONDS", 0.2)
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     with (
         lock_run_directory(tmp_path, Resume.auto, 600),
@@ -250,7 +250,7 @@ def test_a_batch_job_has_a_directory_for_each_of_its_trainings_and_finds_them_wh
 def test_a_restart_waits_for_processes_that_the_network_has_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dist_mnist.run_directory.LOCK_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("dist_mnist.record.directory.LOCK_PATIENCE_SECONDS", 0.1)
     lost = FileLock(tmp_path / ".lock", thread_local=False)
     lost.acquire()
     ends = threading.Timer(1.0, lost.release)

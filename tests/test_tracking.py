@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import wandb
 
-from dist_mnist import tracking
 from dist_mnist.config.errors import InputError
 from dist_mnist.distributed.signals import STOPPED, Stopped
-from dist_mnist.journal import Journal, Line, read_journal
+from dist_mnist.record import wandb_run as tracking
+from dist_mnist.record.journal import Journal, Line, read_journal
+from dist_mnist.record.wandb_run import BackgroundTracker, NoTracking, start_tracking
 from dist_mnist.run import run
-from dist_mnist.tracking import BackgroundTracker, NoTracking, start_tracking
 from tests.helpers import SOLO, free_port, make_config, python
 from tests.wandb_server import WandbServer, wandb_server
 
@@ -331,7 +331,7 @@ def test_a_process_ends_though_wandb_still_looks_for_its_server(
         "import sys, time\n"
         "from pathlib import Path\n"
         "from dist_mnist.config.schema import TrackingConfig, TrackingMode\n"
-        "from dist_mnist.tracking import start_tracking\n"
+        "from dist_mnist.record.wandb_run import start_tracking\n"
         "config = TrackingConfig(TrackingMode.online, 'p', None, None, [])\n"
         f"start_tracking(config, Path({str(tmp_path)!r}), {{}}, []).finish(1)\n"
         "sys.exit(3)",

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dist_mnist.config.schema import TrackingConfig, TrackingMode
-from dist_mnist.journal import Line
-from dist_mnist.tracking import start_tracking
-from dist_mnist.wandb_files import read_run
+from dist_mnist.record.journal import Line
+from dist_mnist.record.wandb_files import read_run
+from dist_mnist.record.wandb_run import start_tracking
 
 ROWS = 300  # more than fit into one block
 

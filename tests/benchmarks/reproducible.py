@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dist_mnist.journal import read_journal
+from dist_mnist.record.journal import read_journal
 from tests.benchmarks.measure import (
     Spread,
     in_turn,

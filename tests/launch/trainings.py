@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dist_mnist.journal import read_journal
+from dist_mnist.record.journal import read_journal
 from tests import faults
 from tests.launch.hosts import Host, wait_until
 

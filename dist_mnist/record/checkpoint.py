@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from dist_mnist.atomic_write import cannot_write, write_atomically
 from dist_mnist.config.errors import InputError
+from dist_mnist.record.files import cannot_write, write_atomically
 
 logger = logging.getLogger(__name__)
 

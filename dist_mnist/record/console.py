@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from dist_mnist.atomic_write import cannot_write
 from dist_mnist.config.errors import one_line
 from dist_mnist.metrics import Evaluation
+from dist_mnist.record.files import cannot_write
 from dist_mnist.training_state import TrainingState
 
 HEADER = (

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dist_mnist.atomic_write import cannot_write, write_atomically
-from dist_mnist.journal import read_journal
 from dist_mnist.metrics import Evaluation, Mistake
+from dist_mnist.record.files import cannot_write, write_atomically
+from dist_mnist.record.journal import read_journal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

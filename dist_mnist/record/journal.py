@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_mnist.atomic_write import cannot_write, write_atomically
 from dist_mnist.config.errors import InputError
+from dist_mnist.record.files import cannot_write, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_mnist import checkpoint
 from dist_mnist.config.errors import InputError
 from dist_mnist.distributed import whereabouts
-from dist_mnist.journal import Journal, Line
-from dist_mnist.tracking import Tracker
+from dist_mnist.record import checkpoint
+from dist_mnist.record.journal import Journal, Line
+from dist_mnist.record.wandb_run import Tracker
 
 logger = logging.getLogger(__name__)
 

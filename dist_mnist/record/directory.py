@@ -9,10 +9,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dist_mnist.atomic_write import write_atomically
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, Resume, plain_config
 from dist_mnist.distributed.gradients import World, broadcast_object, is_restart, launch_id
+from dist_mnist.record.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

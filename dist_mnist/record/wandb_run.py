@@ -12,11 +12,11 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dist_mnist.atomic_write import write_atomically
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import TrackingConfig, TrackingMode
-from dist_mnist.journal import Line
-from dist_mnist.wandb_files import Held, read_run
+from dist_mnist.record.files import write_atomically
+from dist_mnist.record.journal import Line
+from dist_mnist.record.wandb_files import Held, read_run
 
 if TYPE_CHECKING:
     import wandb

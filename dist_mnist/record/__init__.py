@@ -1,0 +1,1 @@
+"""What a run leaves behind, on disk and in wandb."""
