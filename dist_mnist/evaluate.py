@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from dist_mnist.cli import command
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import EvaluationConfig, build_evaluation_config, config_from_plain
-from dist_mnist.data import Normalization, load_part
+from dist_mnist.data.splits import Normalization, load_part
 from dist_mnist.distributed.gradients import World, broadcast_object, session
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dist_mnist.data import ImageTensors, Normalization
+from dist_mnist.data.splits import ImageTensors, Normalization
 from dist_mnist.distributed import whereabouts
 from dist_mnist.distributed.gradients import World, all_reduce_sum, broadcast_buffers
 from dist_mnist.metrics import Evaluation

@@ -11,7 +11,7 @@ import torch
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Config, plain_config
-from dist_mnist.data import load_splits
+from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed import signals, whereabouts
 from dist_mnist.distributed.gradients import (
     World,

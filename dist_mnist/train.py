@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dist_mnist.augmentation import NUMBERS_PER_IMAGE, augment
-from dist_mnist.data import ImageTensors
+from dist_mnist.data.augmentation import NUMBERS_PER_IMAGE, augment
+from dist_mnist.data.sampler import DistributedBatchSampler
+from dist_mnist.data.seeding import keyed_seed, seed_device
+from dist_mnist.data.splits import ImageTensors
 from dist_mnist.distributed import signals, whereabouts
 from dist_mnist.distributed.gradients import without_sync
 from dist_mnist.distributed.stopping import StopAgreement
@@ -26,8 +28,6 @@ from dist_mnist.precision import autocast
 from dist_mnist.record.console import HEADER, epoch_row
 from dist_mnist.record.recorder import Recorder
 from dist_mnist.reproducible import SHARDS, learn_in_shards
-from dist_mnist.sampler import DistributedBatchSampler
-from dist_mnist.seeding import keyed_seed, seed_device
 from dist_mnist.training_state import TrainingState, checkpoint_content
 
 logger = logging.getLogger(__name__)

@@ -13,14 +13,14 @@ from dist_mnist import __version__
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, TrainerConfig, plain_config
 from dist_mnist.config.targets import find_function, instantiate
-from dist_mnist.data import DataSplits
+from dist_mnist.data.sampler import EpochOrder
+from dist_mnist.data.seeding import keyed_seed, seed_device
+from dist_mnist.data.splits import DataSplits
 from dist_mnist.distributed.gradients import Waiting, World, broadcast_object, parallelize
 from dist_mnist.metrics import Totals
 from dist_mnist.numerics import FiniteCheck
 from dist_mnist.precision import compute_dtype, gradient_scaler
 from dist_mnist.reproducible import prepare
-from dist_mnist.sampler import EpochOrder
-from dist_mnist.seeding import keyed_seed, seed_device
 
 logger = logging.getLogger(__name__)
 

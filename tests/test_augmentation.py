@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dist_mnist.augmentation import NUMBERS_PER_IMAGE, augment, rotate_and_scale
 from dist_mnist.config.schema import AugmentationConfig
+from dist_mnist.data.augmentation import NUMBERS_PER_IMAGE, augment, rotate_and_scale
 
 
 def some_images(count: int = 50) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dist_mnist.data import load_splits
+from dist_mnist.data.splits import load_splits
 from dist_mnist.training_state import build_training_state
 from tests.benchmarks.peers import (
     OURS,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_mnist import mnist
 from dist_mnist.config.errors import InputError
-from dist_mnist.data import (
+from dist_mnist.data import mnist
+from dist_mnist.data.splits import (
     load_part,
     load_splits,
     measure_normalization,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dist_mnist.data import ImageTensors, Normalization
+from dist_mnist.data.splits import ImageTensors, Normalization
 from dist_mnist.distributed.gradients import session
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation

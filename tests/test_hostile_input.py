@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import EvaluationConfig, EvaluationDataConfig, EvaluationTrainerConfig
-from dist_mnist.data import load_part, load_splits
+from dist_mnist.data.splits import load_part, load_splits
 from dist_mnist.evaluate import evaluate_checkpoint
 from dist_mnist.record import checkpoint
 from dist_mnist.run import run

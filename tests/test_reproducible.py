@@ -12,7 +12,7 @@ from torch import nn
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Config, config_from_plain
-from dist_mnist.data import load_splits
+from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.gradients import Waiting, session
 from dist_mnist.metrics import RunningMetrics, Totals
 from dist_mnist.record import checkpoint

@@ -3,8 +3,8 @@ from itertools import chain
 import pytest
 import torch
 
+from dist_mnist.data.sampler import DistributedBatchSampler, EpochOrder
 from dist_mnist.distributed.gradients import World
-from dist_mnist.sampler import DistributedBatchSampler, EpochOrder
 
 
 def shares(

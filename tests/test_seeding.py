@@ -1,6 +1,6 @@
 import torch
 
-from dist_mnist.seeding import keyed_seed, seed_device
+from dist_mnist.data.seeding import keyed_seed, seed_device
 
 
 def test_keys_give_seeds_of_their_own() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dist_mnist.config.schema import Config
-from dist_mnist.data import load_splits
+from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.gradients import World, session
 from dist_mnist.metrics import RunningMetrics, Totals
 from dist_mnist.train import fit, train_epoch, train_step
@@ -119,7 +119,7 @@ def test_a_step_is_the_tutorials_step(small_root: Path) -> None:
     state = build_training_state(config, SOLO, splits)
     network = build_training_state(config, SOLO, splits).model
     optimizer = torch.optim.Adam(network.parameters(), lr=0.001)
-    from dist_mnist.sampler import DistributedBatchSampler
+    from dist_mnist.data.sampler import DistributedBatchSampler
 
     for indices, _ in zip(
         DistributedBatchSampler(state.order, SOLO, config.seed, epoch=0), range(5), strict=False

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_mnist.data import load_splits
+from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed import gradients as distributed
 from dist_mnist.distributed.gradients import World, session
 from dist_mnist.distributed.shared_memory import SharedMemorySum, is_supported

@@ -21,9 +21,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dist_mnist.mnist import MNIST
+from dist_mnist.data.mnist import MNIST
+from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.record.journal import read_journal
-from dist_mnist.seeding import keyed_seed, seed_device
 from dist_mnist.training_state import build_model
 from tests.benchmarks.measure import (
     Spread,

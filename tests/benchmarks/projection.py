@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dist_mnist.data import DataSplits, load_splits
+from dist_mnist.data.seeding import keyed_seed
+from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed.gradients import World, session
-from dist_mnist.seeding import keyed_seed
 from dist_mnist.train import train_epoch
 from dist_mnist.training_state import TrainingState, build_model, build_training_state
 from tests.benchmarks.measure import Spread, table, write_record

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_mnist.data import DataSplits, load_splits
+from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed.gradients import World, broadcast_object, session
 from dist_mnist.distributed.shared_memory import SharedMemorySum
 from dist_mnist.metrics import RunningMetrics

@@ -32,7 +32,7 @@ def build_contiguous_model(config: Config) -> nn.Module:
 TAKEN_AWAY: dict[str, dict[str, Any]] = {
     "nothing": {},
     "kept memory": {"dist_mnist.distributed.cpu._keep_freed_memory": lambda: None},
-    "whole-image fetch": {"dist_mnist.data.ImageTensors.__getitem__": fetch_by_pixel},
+    "whole-image fetch": {"dist_mnist.data.splits.ImageTensors.__getitem__": fetch_by_pixel},
     "metrics in bulk": {"dist_mnist.metrics.UPDATES_COUNTED_AT_ONCE": 1},
     "channels_last": {"dist_mnist.training_state.build_model": build_contiguous_model},
     "shared memory": {"dist_mnist.distributed.shared_memory.is_supported": lambda: False},

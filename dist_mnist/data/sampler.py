@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
+from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.distributed.gradients import World
-from dist_mnist.seeding import keyed_seed
 
 
 @dataclass(frozen=True)

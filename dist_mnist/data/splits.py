@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import DataConfig
-from dist_mnist.dataset_files import open_dataset
-from dist_mnist.seeding import keyed_seed
+from dist_mnist.data.download import open_dataset
+from dist_mnist.data.seeding import keyed_seed
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What each step sees, a pure function of the seed."""
