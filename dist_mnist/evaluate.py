@@ -15,7 +15,7 @@ from dist_mnist.data.splits import Normalization, load_part
 from dist_mnist.distributed.gradients import World, broadcast_object, session
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation
-from dist_mnist.precision import compute_dtype
+from dist_mnist.models.precision import compute_dtype
 from dist_mnist.record import checkpoint
 from dist_mnist.record.console import log_to_console, result_line
 from dist_mnist.training_state import build_loss, build_model, load_weights

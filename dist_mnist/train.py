@@ -23,8 +23,8 @@ from dist_mnist.distributed.stopping import StopAgreement
 from dist_mnist.distributed.whereabouts import Phase
 from dist_mnist.evaluation import evaluate
 from dist_mnist.metrics import Evaluation, RunningMetrics, Totals
+from dist_mnist.models.precision import autocast
 from dist_mnist.numerics import NonFiniteError
-from dist_mnist.precision import autocast
 from dist_mnist.record.console import HEADER, epoch_row
 from dist_mnist.record.recorder import Recorder
 from dist_mnist.reproducible import SHARDS, learn_in_shards

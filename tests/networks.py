@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dist_mnist.models import MLP
+from dist_mnist.models.networks import MLP
 
 
 class Misbehaving(MLP):

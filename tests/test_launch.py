@@ -65,7 +65,7 @@ def test_a_mistake_in_the_command_line_is_not_tried_again(tmp_path: Path) -> Non
 def test_an_error_on_one_rank_ends_all_ranks(small_root: Path, tmp_path: Path) -> None:
     (tmp_path / "broken_network.py").write_text(
         "import os\n"
-        "from dist_mnist.models import MLP\n"
+        "from dist_mnist.models.networks import MLP\n"
         "class Broken(MLP):\n"
         "    calls = 0\n"
         "    def forward(self, images):\n"

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_mnist.losses import NegativeLogLikelihood, OneHotMeanSquaredError
+from dist_mnist.models.losses import NegativeLogLikelihood, OneHotMeanSquaredError
 from tests.helpers import make_config
 
 OUTPUTS = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))

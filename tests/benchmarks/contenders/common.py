@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from dist_mnist.models import MLP, ConvNet
+from dist_mnist.models.networks import MLP, ConvNet
 from tests.benchmarks.peak_memory import peak_memory_mb
 
 IMAGE_SHAPE, NUM_CLASSES = (1, 28, 28), 10
