@@ -13,12 +13,12 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import EvaluationConfig, build_evaluation_config, config_from_plain
 from dist_mnist.data.splits import Normalization, load_part
 from dist_mnist.distributed.gradients import World, broadcast_object, session
-from dist_mnist.evaluation import evaluate
-from dist_mnist.metrics import Evaluation
 from dist_mnist.models.precision import compute_dtype
 from dist_mnist.record import checkpoint
 from dist_mnist.record.console import log_to_console, result_line
-from dist_mnist.training_state import build_loss, build_model, load_weights
+from dist_mnist.training.build import build_loss, build_model, load_weights
+from dist_mnist.training.evaluation import evaluate
+from dist_mnist.training.progress import Evaluation
 
 logger = logging.getLogger("dist_mnist.evaluate")  # also where __name__ is __main__
 

@@ -21,8 +21,6 @@ from dist_mnist.distributed.gradients import (
     is_restart,
 )
 from dist_mnist.distributed.whereabouts import Phase
-from dist_mnist.metrics import Evaluation
-from dist_mnist.numerics import NonFiniteError
 from dist_mnist.record import checkpoint
 from dist_mnist.record import pictures as report
 from dist_mnist.record.console import describe, log_to_file, result_line
@@ -30,8 +28,10 @@ from dist_mnist.record.directory import choose_run_directory, lock_run_directory
 from dist_mnist.record.journal import Journal, Line
 from dist_mnist.record.recorder import Recorder
 from dist_mnist.record.wandb_run import start_tracking
-from dist_mnist.train import evidence, fit, score
-from dist_mnist.training_state import TrainingState, build_training_state, load_weights, restore
+from dist_mnist.training.build import TrainingState, build_training_state, load_weights, restore
+from dist_mnist.training.finite import NonFiniteError
+from dist_mnist.training.loop import evidence, fit, score
+from dist_mnist.training.progress import Evaluation
 
 logger = logging.getLogger(__name__)
 

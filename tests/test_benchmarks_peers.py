@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dist_mnist.data.splits import load_splits
-from dist_mnist.training_state import build_training_state
+from dist_mnist.training.build import build_training_state
 from tests.benchmarks.peers import (
     OURS,
     PEERS,

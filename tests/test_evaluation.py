@@ -6,8 +6,8 @@ from torch import nn
 
 from dist_mnist.data.splits import ImageTensors, Normalization
 from dist_mnist.distributed.gradients import session
-from dist_mnist.evaluation import evaluate
-from dist_mnist.metrics import Evaluation
+from dist_mnist.training.evaluation import evaluate
+from dist_mnist.training.progress import Evaluation
 from tests.helpers import SOLO, make_images, run_ranks
 
 LABELS = torch.arange(107) % 10

@@ -26,7 +26,7 @@ from dist_mnist.data.splits import load_part, load_splits
 from dist_mnist.evaluate import evaluate_checkpoint
 from dist_mnist.record import checkpoint
 from dist_mnist.run import run
-from dist_mnist.training_state import build_training_state, restore
+from dist_mnist.training.build import build_training_state, restore
 from tests.helpers import SOLO, make_config
 from tests.test_checkpoint import Intruder
 from tests.test_checkpoint import content as plain_content

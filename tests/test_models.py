@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dist_mnist.models.networks import MLP, ConvNet, ResidualBlock, ResNet
-from dist_mnist.training_state import build_model
+from dist_mnist.training.build import build_model
 from tests.helpers import make_config
 
 

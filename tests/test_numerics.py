@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from dist_mnist.numerics import FiniteCheck
+from dist_mnist.training.finite import FiniteCheck
 
 CPU = torch.device("cpu")
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dist_mnist.metrics import Evaluation
 from dist_mnist.record.journal import Journal
 from dist_mnist.record.pictures import draw_all, draw_confusion
+from dist_mnist.training.progress import Evaluation
 
 
 def evaluation(wrong: int) -> Evaluation:

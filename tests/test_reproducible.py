@@ -14,12 +14,12 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Config, config_from_plain
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.gradients import Waiting, session
-from dist_mnist.metrics import RunningMetrics, Totals
 from dist_mnist.record import checkpoint
 from dist_mnist.record.journal import read_journal
-from dist_mnist.reproducible import SHARDS, learn_in_shards, prepare
 from dist_mnist.run import run
-from dist_mnist.training_state import build_training_state, checkpoint_content, restore
+from dist_mnist.training.build import build_training_state, checkpoint_content, restore
+from dist_mnist.training.progress import RunningMetrics, Totals
+from dist_mnist.training.shards import SHARDS, learn_in_shards, prepare
 from tests.helpers import SOLO, make_config, run_ranks
 
 SMALL = (

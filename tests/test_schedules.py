@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dist_mnist import schedules
+from dist_mnist.training import schedules
 
 
 def test_one_cycle_is_that_of_torch() -> None:

@@ -11,9 +11,9 @@ from torch import nn
 from dist_mnist.config.schema import Config
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.gradients import World, session
-from dist_mnist.metrics import RunningMetrics, Totals
-from dist_mnist.train import fit, train_epoch, train_step
-from dist_mnist.training_state import TrainingState, build_training_state
+from dist_mnist.training.build import TrainingState, build_training_state
+from dist_mnist.training.loop import fit, train_epoch, train_step
+from dist_mnist.training.progress import RunningMetrics, Totals
 from tests.helpers import SOLO, make_config, run_ranks
 
 EXACT = (
@@ -218,7 +218,7 @@ def test_bf16_computes_in_bf16_and_learns(small_root: Path) -> None:
 
 
 def test_frozen_layers_stay_as_they_are(small_root: Path, monkeypatch: Any) -> None:
-    from dist_mnist import training_state
+    from dist_mnist.training import build as training_state
 
     original = training_state.build_model
 

@@ -18,7 +18,11 @@ from dist_mnist.config.errors import BuildError, InputError, one_line
 
 TRUSTED_PACKAGES = ("torch", "torchvision", "dist_mnist")
 # A class is known by its bases; a function could do anything, so these modules alone may offer one.
-TRUSTED_FUNCTIONS = ("torchvision.models", "dist_mnist.models.networks", "dist_mnist.schedules")
+TRUSTED_FUNCTIONS = (
+    "torchvision.models",
+    "dist_mnist.models.networks",
+    "dist_mnist.training.schedules",
+)
 
 
 def instantiate(

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from dist_mnist.config.errors import one_line
-from dist_mnist.metrics import Evaluation
 from dist_mnist.record.files import cannot_write
-from dist_mnist.training_state import TrainingState
+from dist_mnist.training.build import TrainingState
+from dist_mnist.training.progress import Evaluation
 
 HEADER = (
     " epoch     step  |  train loss  accuracy  |  validation loss  accuracy"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dist_mnist.metrics import Evaluation, Mistake
 from dist_mnist.record.files import cannot_write, write_atomically
 from dist_mnist.record.journal import read_journal
+from dist_mnist.training.progress import Evaluation, Mistake
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

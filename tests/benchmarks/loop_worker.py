@@ -19,8 +19,8 @@ from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed import gradients as distributed
 from dist_mnist.distributed.gradients import World, session
 from dist_mnist.distributed.shared_memory import SharedMemorySum, is_supported
-from dist_mnist.train import train_epoch
-from dist_mnist.training_state import Progress, TrainingState, build_model, build_training_state
+from dist_mnist.training.build import Progress, TrainingState, build_model, build_training_state
+from dist_mnist.training.loop import train_epoch
 from tests.helpers import make_config
 
 Step = Callable[[], object]

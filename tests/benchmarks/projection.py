@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed.gradients import World, session
-from dist_mnist.train import train_epoch
-from dist_mnist.training_state import TrainingState, build_model, build_training_state
+from dist_mnist.training.build import TrainingState, build_model, build_training_state
+from dist_mnist.training.loop import train_epoch
 from tests.benchmarks.measure import Spread, table, write_record
 from tests.benchmarks.scaling import BLUE, GREY, NETWORKS, ORANGE, OVERRIDES
 from tests.benchmarks.step_model import (

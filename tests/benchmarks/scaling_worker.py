@@ -20,9 +20,9 @@ import torch.distributed as dist
 from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed.gradients import World, broadcast_object, session
 from dist_mnist.distributed.shared_memory import SharedMemorySum
-from dist_mnist.metrics import RunningMetrics
-from dist_mnist.train import _batches, train_step
-from dist_mnist.training_state import Progress, TrainingState, build_training_state
+from dist_mnist.training.build import Progress, TrainingState, build_training_state
+from dist_mnist.training.loop import _batches, train_step
+from dist_mnist.training.progress import RunningMetrics
 from tests.benchmarks.loop_worker import in_ddp, keep
 from tests.helpers import make_config
 

@@ -11,9 +11,9 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from dist_mnist import training_state
 from dist_mnist.cli import main as train
 from dist_mnist.config.schema import Config
+from dist_mnist.training import build as training_state
 
 
 def fetch_by_pixel(dataset: Any, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,8 +33,8 @@ TAKEN_AWAY: dict[str, dict[str, Any]] = {
     "nothing": {},
     "kept memory": {"dist_mnist.distributed.cpu._keep_freed_memory": lambda: None},
     "whole-image fetch": {"dist_mnist.data.splits.ImageTensors.__getitem__": fetch_by_pixel},
-    "metrics in bulk": {"dist_mnist.metrics.UPDATES_COUNTED_AT_ONCE": 1},
-    "channels_last": {"dist_mnist.training_state.build_model": build_contiguous_model},
+    "metrics in bulk": {"dist_mnist.training.progress.UPDATES_COUNTED_AT_ONCE": 1},
+    "channels_last": {"dist_mnist.training.build.build_model": build_contiguous_model},
     "shared memory": {"dist_mnist.distributed.shared_memory.is_supported": lambda: False},
 }
 

@@ -6,8 +6,8 @@ from torch import nn
 from dist_mnist.data.splits import ImageTensors, Normalization
 from dist_mnist.distributed import whereabouts
 from dist_mnist.distributed.gradients import World, all_reduce_sum, broadcast_buffers
-from dist_mnist.metrics import Evaluation
 from dist_mnist.models.precision import autocast
+from dist_mnist.training.progress import Evaluation
 
 
 @torch.inference_mode()

@@ -21,14 +21,14 @@ from dist_mnist.distributed import signals, whereabouts
 from dist_mnist.distributed.gradients import without_sync
 from dist_mnist.distributed.stopping import StopAgreement
 from dist_mnist.distributed.whereabouts import Phase
-from dist_mnist.evaluation import evaluate
-from dist_mnist.metrics import Evaluation, RunningMetrics, Totals
 from dist_mnist.models.precision import autocast
-from dist_mnist.numerics import NonFiniteError
 from dist_mnist.record.console import HEADER, epoch_row
 from dist_mnist.record.recorder import Recorder
-from dist_mnist.reproducible import SHARDS, learn_in_shards
-from dist_mnist.training_state import TrainingState, checkpoint_content
+from dist_mnist.training.build import TrainingState, checkpoint_content
+from dist_mnist.training.evaluation import evaluate
+from dist_mnist.training.finite import NonFiniteError
+from dist_mnist.training.progress import Evaluation, RunningMetrics, Totals
+from dist_mnist.training.shards import SHARDS, learn_in_shards
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from dist_mnist.data.sampler import EpochOrder
 from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.data.splits import DataSplits
 from dist_mnist.distributed.gradients import Waiting, World, broadcast_object, parallelize
-from dist_mnist.metrics import Totals
 from dist_mnist.models.precision import compute_dtype, gradient_scaler
-from dist_mnist.numerics import FiniteCheck
-from dist_mnist.reproducible import prepare
+from dist_mnist.training.finite import FiniteCheck
+from dist_mnist.training.progress import Totals
+from dist_mnist.training.shards import prepare
 
 logger = logging.getLogger(__name__)
 
