@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from dist_mnist.cli import _conf_folder
+from dist_mnist.commands.cli import _conf_folder
 from dist_mnist.config.schema import Config, build_config, register_schema
 from dist_mnist.distributed.gradients import World
 from dist_mnist.record import checkpoint
@@ -122,7 +122,7 @@ def run_ranks(size: int, function: Callable[..., Any], *args: object) -> list[An
         What each rank returned, in order of rank.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dist_mnist.run", "torch._dynamo"])
+    context.set_forkserver_preload(["dist_mnist.commands.train", "torch._dynamo"])
     port = free_port()
     ranks = []
     for rank in range(size):

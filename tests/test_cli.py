@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_mnist.cli import main
+from dist_mnist.commands.cli import main
 from tests.helpers import python
 
 
@@ -120,7 +120,7 @@ def test_the_last_line_is_the_result_and_evaluate_repeats_it(
     last = trained.stdout.splitlines()[-1]
     assert last.startswith("test accuracy 0.")
     assert last.endswith(f" s -> {run_dir}")
-    evaluated = python("-m", "dist_mnist.evaluate", f"checkpoint={run_dir}", cwd=tmp_path)
+    evaluated = python("-m", "dist_mnist.commands.evaluate", f"checkpoint={run_dir}", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert evaluated.stdout.splitlines()[-1].split(" in ")[0] == last.split(" in ")[0]
 
@@ -128,7 +128,7 @@ def test_the_last_line_is_the_result_and_evaluate_repeats_it(
 def test_evaluate_names_a_checkpoint_that_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from dist_mnist.evaluate import main as evaluate
+    from dist_mnist.commands.evaluate import main as evaluate
 
     monkeypatch.chdir(tmp_path)
     Path("file.pt").write_bytes(b"nothing of ours")

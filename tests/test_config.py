@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from hydra.errors import ConfigCompositionException
 
+from dist_mnist.commands.train import run
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import config_from_plain, plain_config
 from dist_mnist.record.journal import read_journal
-from dist_mnist.run import run
 from tests.helpers import SOLO, make_config
 
 CONF = Path(__file__).parent.parent / "conf"

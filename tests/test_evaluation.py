@@ -83,12 +83,12 @@ def test_the_confusion_matrix_counts_labels_by_row() -> None:
 
 
 def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]:
+    from dist_mnist.commands.evaluate import evaluate_checkpoint
     from dist_mnist.config.schema import (
         EvaluationConfig,
         EvaluationDataConfig,
         EvaluationTrainerConfig,
     )
-    from dist_mnist.evaluate import evaluate_checkpoint
 
     options = EvaluationConfig(
         checkpoint=run_dir,
@@ -102,7 +102,7 @@ def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]
 
 
 def test_a_checkpoint_scores_the_same_at_every_world_size(mnist_root: Path, tmp_path: Path) -> None:
-    from dist_mnist.run import run
+    from dist_mnist.commands.train import run
     from tests.helpers import make_config
 
     config = make_config(f"data.root={mnist_root}", f"run_dir={tmp_path}", "trainer.max_steps=15")

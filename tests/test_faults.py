@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_mnist.commands.train import run
 from dist_mnist.distributed import shared_memory
 from dist_mnist.distributed.gradients import session
 from dist_mnist.distributed.signals import INTERRUPTED, STOPPED
 from dist_mnist.record import checkpoint
 from dist_mnist.record.journal import read_journal
-from dist_mnist.run import run
 from dist_mnist.training.finite import NonFiniteError
 from tests import faults
 from tests.helpers import (

@@ -20,12 +20,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dist_mnist.commands.evaluate import evaluate_checkpoint
+from dist_mnist.commands.train import run
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import EvaluationConfig, EvaluationDataConfig, EvaluationTrainerConfig
 from dist_mnist.data.splits import load_part, load_splits
-from dist_mnist.evaluate import evaluate_checkpoint
 from dist_mnist.record import checkpoint
-from dist_mnist.run import run
 from dist_mnist.training.build import build_training_state, restore
 from tests.helpers import SOLO, make_config
 from tests.test_checkpoint import Intruder
@@ -196,7 +196,7 @@ def evaluate_file(path: Path) -> float:
 TARGETS: list[dict[str, Any]] = [
     {"_target_": "os.system", "command": "touch intruded"},
     {"_target_": "torch.os.system", "command": "touch intruded"},
-    {"_target_": "dist_mnist.cli.os.system", "command": "touch intruded"},
+    {"_target_": "dist_mnist.commands.cli.os.system", "command": "touch intruded"},
     {"_target_": "builtins.eval", "_args_": ["open('intruded', 'w')"]},
     {"_target_": "torch.hub.load", "repo_or_dir": ".", "model": "m", "source": "local"},
     {"_target_": "torch.load", "f": "evil.pt", "weights_only": False},

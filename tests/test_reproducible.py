@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from dist_mnist.commands.train import run
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Config, config_from_plain
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.gradients import Waiting, session
 from dist_mnist.record import checkpoint
 from dist_mnist.record.journal import read_journal
-from dist_mnist.run import run
 from dist_mnist.training.build import build_training_state, checkpoint_content, restore
 from dist_mnist.training.progress import RunningMetrics, Totals
 from dist_mnist.training.shards import SHARDS, learn_in_shards, prepare

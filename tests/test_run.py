@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from dist_mnist.commands.train import run
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Resume
 from dist_mnist.distributed.gradients import session
 from dist_mnist.record import checkpoint
 from dist_mnist.record.directory import lock_run_directory
 from dist_mnist.record.journal import read_journal
-from dist_mnist.run import run
 from tests.helpers import SOLO, assert_equal, make_config, result, run_ranks
 
 SMALL = (

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import wandb
 
+from dist_mnist.commands.train import run
 from dist_mnist.config.errors import InputError
 from dist_mnist.distributed.signals import STOPPED, Stopped
 from dist_mnist.record import wandb_run as tracking
 from dist_mnist.record.journal import Journal, Line, read_journal
 from dist_mnist.record.wandb_run import BackgroundTracker, NoTracking, start_tracking
-from dist_mnist.run import run
 from tests.helpers import SOLO, free_port, make_config, python
 from tests.wandb_server import WandbServer, wandb_server
 
@@ -163,7 +163,7 @@ def test_a_run_that_is_cut_short_is_marked_with_its_status(
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     overrides = ["data=fashion_mnist", f"data.root={small_root}", f"run_dir={tmp_path}"]
-    monkeypatch.setattr("dist_mnist.run.fit", fail)
+    monkeypatch.setattr("dist_mnist.commands.train.fit", fail)
     with pytest.raises(type(error)):
         run(make_config(*overrides, "data.validation_size=50"), SOLO)
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
@@ -401,7 +401,7 @@ def test_a_run_killed_again_and_again_is_one_wandb_run_without_gaps_or_repeats(
     run(make_config(*overrides, f"run_dir={tmp_path / 'straight'}"), SOLO)
     killed = [*overrides, f"run_dir={tmp_path / 'killed'}"]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dist_mnist.run", "torch._dynamo"])
+    context.set_forkserver_preload(["dist_mnist.commands.train", "torch._dynamo"])
     for lines, wandb_dies_first in ((6, False), (4, True)):
         process = context.Process(target=_die_after, args=(lines, wandb_dies_first, killed))
         process.start()

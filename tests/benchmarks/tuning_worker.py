@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from dist_mnist.cli import main as train
+from dist_mnist.commands.cli import main as train
 from dist_mnist.config.schema import Config
 from dist_mnist.training import build as training_state
 

@@ -1,4 +1,4 @@
-"""`python -m dist_mnist.evaluate checkpoint=RUN_DIR_OR_FILE`: a checkpoint on the test set."""
+"""`python -m dist_mnist.commands.evaluate checkpoint=RUN_DIR_OR_FILE`: a checkpoint on the test set."""
 
 import logging
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dist_mnist.cli import command
+from dist_mnist.commands.cli import command
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import EvaluationConfig, build_evaluation_config, config_from_plain
 from dist_mnist.data.splits import Normalization, load_part
@@ -20,7 +20,7 @@ from dist_mnist.training.build import build_loss, build_model, load_weights
 from dist_mnist.training.evaluation import evaluate
 from dist_mnist.training.progress import Evaluation
 
-logger = logging.getLogger("dist_mnist.evaluate")  # also where __name__ is __main__
+logger = logging.getLogger("dist_mnist.commands.evaluate")  # also where __name__ is __main__
 
 
 def evaluate_checkpoint(options: EvaluationConfig, world: World) -> Evaluation:

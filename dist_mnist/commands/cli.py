@@ -56,7 +56,7 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 
 def _conf_folder() -> Path:
     """Return `conf/`: inside the package where it was installed, beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     return next(
         folder
         for folder in (package / "conf", package.parent / "conf")
@@ -145,9 +145,9 @@ def _train(composed: DictConfig) -> None:
 
 
 def _run(config: Config, job: Any) -> None:
+    from dist_mnist.commands.train import run
     from dist_mnist.distributed.gradients import session
     from dist_mnist.record.console import log_to_console
-    from dist_mnist.run import run
 
     with session(config.trainer.device, config.trainer.timeout_seconds) as world:
         is_sweep = job.mode is RunMode.MULTIRUN and not sweep.is_cluster_job()
