@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import make_small_root
+from tests.support.datasets import make_small_root
 
 os.environ["WANDB_MODE"] = "disabled"  # but where a test is about wandb
 os.environ.pop("WANDB_API_KEY", None)

@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import CLOCK, make_small_root
+from tests.support.datasets import make_small_root
+from tests.support.runs import CLOCK
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 KINDS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import python
+from tests.support.configs import CHECKOUT
+from tests.support.processes import python
 
-CHECKOUT = Path(__file__).parent.parent
 SMALL = ("experiment=smoke", "trainer.max_steps=2", "trainer.device=cpu")
 
 
@@ -56,7 +56,8 @@ def test_a_bare_checkout_trains(mnist_root: Path, tmp_path: Path) -> None:
     site_packages = [path for path in sys.path if path.endswith("site-packages")]
     code = (
         f"import sys; sys.path[:0] = [{str(CHECKOUT)!r}]; sys.path += {site_packages!r};"
-        "from dist_mnist import cli; assert cli.__file__.startswith(sys.path[0]); cli.main()"
+        "from dist_mnist.commands import cli;"
+        "assert cli.__file__.startswith(sys.path[0]); cli.main()"
     )
     trained = python(
         *("-S", "-c", code, *SMALL, f"data.root={mnist_root}", f"run_dir={tmp_path / 'run'}"),

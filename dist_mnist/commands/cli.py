@@ -48,13 +48,13 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     # Hydra then lets errors through to us instead of printing them, once for every rank.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     decorate = hydra.main(
-        version_base="1.3", config_path=str(_conf_folder()), config_name=config_name
+        version_base="1.3", config_path=str(conf_folder()), config_name=config_name
     )
     _telling_errors(decorate(_telling_errors(task)))()
     _end(SUCCEEDED)
 
 
-def _conf_folder() -> Path:
+def conf_folder() -> Path:
     """Return `conf/`: inside the package where it was installed, beside it in a checkout."""
     package = Path(__file__).parent.parent
     return next(

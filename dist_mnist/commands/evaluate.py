@@ -1,4 +1,4 @@
-"""`python -m dist_mnist.commands.evaluate checkpoint=RUN_DIR_OR_FILE`: a checkpoint on the test set."""
+"""Scores a checkpoint on the test set."""
 
 import logging
 from dataclasses import replace

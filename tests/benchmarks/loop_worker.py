@@ -21,7 +21,7 @@ from dist_mnist.distributed.gradients import World, session
 from dist_mnist.distributed.shared_memory import SharedMemorySum, is_supported
 from dist_mnist.training.build import Progress, TrainingState, build_model, build_training_state
 from dist_mnist.training.loop import train_epoch
-from tests.helpers import make_config
+from tests.support.configs import make_config
 
 Step = Callable[[], object]
 

@@ -33,7 +33,7 @@ from tests.benchmarks.measure import (
     table,
     write_record,
 )
-from tests.helpers import make_config
+from tests.support.configs import make_config
 
 BATCH_SIZES = {"mlp": 128, "cnn": 256}
 WORLD_SIZES = (1, 2)

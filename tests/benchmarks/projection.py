@@ -32,7 +32,7 @@ from tests.benchmarks.step_model import (
     steps_needed,
     tree_all_reduce_seconds,
 )
-from tests.helpers import make_config
+from tests.support.configs import make_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

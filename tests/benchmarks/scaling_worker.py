@@ -24,7 +24,7 @@ from dist_mnist.training.build import Progress, TrainingState, build_training_st
 from dist_mnist.training.loop import _batches, train_step
 from dist_mnist.training.progress import RunningMetrics
 from tests.benchmarks.loop_worker import in_ddp, keep
-from tests.helpers import make_config
+from tests.support.configs import make_config
 
 WARM_UP_STEPS = 3
 SIZES_BYTES = [2**power for power in range(10, 25, 2)]  # 1 KB to 16 MB

@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.support.configs import CHECKOUT
+
 Manifest = dict[str, Any]
 
-CHECKOUT = Path(__file__).parent.parent.parent
 INDEX = "batch.kubernetes.io/job-completion-index"
 ANCESTOR = "trainer.kubeflow.org/trainjob-ancestor-step"
 NETWORK = "pods"

@@ -11,8 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.helpers import python
 from tests.launch.pods import CHECKOUT, Podman, what_is_missing
+from tests.support.processes import python
 
 pytestmark = pytest.mark.launch
 

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from tests.faults import fingerprint
-from tests.helpers import make_config, make_small_root, python
 from tests.launch.pods import (
     CHECKOUT,
     Manifest,
@@ -21,6 +20,9 @@ from tests.launch.pods import (
     make_pods,
     what_is_missing,
 )
+from tests.support.configs import make_config
+from tests.support.datasets import make_small_root
+from tests.support.processes import python
 
 pytestmark = pytest.mark.launch
 

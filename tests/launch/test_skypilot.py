@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from tests.faults import children, fingerprint
-from tests.helpers import free_port, python
+from tests.support.configs import CHECKOUT
+from tests.support.processes import free_port, python
 
 pytestmark = pytest.mark.launch
 
-CHECKOUT = Path(__file__).parent.parent.parent
 TASK = CHECKOUT / "launch" / "skypilot.yaml"
 TRAINING = (
     "data=fashion_mnist",

@@ -10,14 +10,14 @@ from pathlib import Path
 from dist_mnist.record.journal import read_journal
 from tests import faults
 from tests.launch.hosts import Host, wait_until
+from tests.support.configs import CHECKOUT
 
-HOUSE = Path(__file__).parent.parent.parent
-LAUNCH = HOUSE / "launch"
+LAUNCH = CHECKOUT / "launch"
 # What a node has of the machine that a job was submitted from.
 ENVIRONMENT = {
     "PYTHON": sys.executable,
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    "PYTHONPATH": str(HOUSE),
+    "PYTHONPATH": str(CHECKOUT),
 }
 
 
@@ -31,9 +31,9 @@ def training(root: Path, run_dir: Path | None, seconds_of_a_shard: float = 0.0) 
         *("data=fashion_mnist", f"data.root={root}", "data.validation_size=50"),
         *([] if run_dir is None else [f"run_dir={run_dir}"]),
         "model=mlp",
-        "model._target_=tests.networks.Slow",
+        "model._target_=tests.support.networks.Slow",
         f"+model.seconds={seconds_of_a_shard}",
-        "trusted_modules=[tests.networks]",
+        "trusted_modules=[tests.support.networks]",
         "trainer.reproducible=true",
         "trainer.global_batch_size=20",  # 153 samples: 8 steps an epoch, the last one of 13
         "trainer.epochs=4",

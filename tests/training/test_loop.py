@@ -14,7 +14,8 @@ from dist_mnist.distributed.gradients import World, session
 from dist_mnist.training.build import TrainingState, build_training_state
 from dist_mnist.training.loop import fit, train_epoch, train_step
 from dist_mnist.training.progress import RunningMetrics, Totals
-from tests.helpers import SOLO, make_config, run_ranks
+from tests.support.configs import SOLO, make_config
+from tests.support.processes import run_ranks
 
 EXACT = (
     "data=fashion_mnist",

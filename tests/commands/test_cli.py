@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dist_mnist.commands.cli import main
-from tests.helpers import python
+from tests.support.processes import python
 
 
 def call(

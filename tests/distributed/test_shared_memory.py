@@ -5,7 +5,7 @@ import torch
 
 from dist_mnist.distributed.gradients import broadcast_object, session
 from dist_mnist.distributed.shared_memory import LostRankError, SharedMemorySum, is_supported
-from tests.helpers import run_ranks
+from tests.support.processes import run_ranks
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
 SHAPES = [(1,), (3, 5), (1000,), (7, 143), (2,)]

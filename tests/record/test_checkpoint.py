@@ -1,20 +1,13 @@
 import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.record import checkpoint
-
-
-def content(step: int = 1) -> dict[str, Any]:
-    return {
-        **{key: kind() for key, kind in checkpoint.CONTENT.items()},
-        "progress": {"step": step},
-    }
+from tests.support.checkpoints import Intruder, content
 
 
 def files(run_dir: Path) -> set[str]:
@@ -74,13 +67,6 @@ def test_only_damaged_ones_are_an_error_and_none_at_all_is_not(tmp_path: Path) -
         path.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"no checkpoint in .* can be read"):
         checkpoint.newest(tmp_path)
-
-
-class Intruder:
-    """What loading must never run."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch intruded",)
 
 
 def test_loading_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

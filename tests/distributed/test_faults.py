@@ -14,27 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_mnist.commands.train import run
 from dist_mnist.distributed import shared_memory
-from dist_mnist.distributed.gradients import session
 from dist_mnist.distributed.signals import INTERRUPTED, STOPPED
 from dist_mnist.record import checkpoint
 from dist_mnist.record.journal import read_journal
 from dist_mnist.training.finite import NonFiniteError
 from tests import faults
-from tests.helpers import (
-    assert_equal,
-    free_port,
-    make_config,
-    python,
-    result,
-    run_ranks,
-    torchrun,
-    write_idx,
-)
-from tests.test_tracking import inspect
+from tests.support.configs import CHECKOUT
+from tests.support.datasets import write_idx
+from tests.support.processes import free_port, python, run_ranks, torchrun
+from tests.support.runs import assert_equal, result, run_once
+from tests.support.wandb_cli import inspect
 
-HOUSE = str(Path(__file__).parent.parent)
 SMALL = (
     "data=fashion_mnist",
     "data.validation_size=50",
@@ -45,7 +36,7 @@ SMALL = (
     "model=mlp",
     "model.hidden_sizes=[16]",
     "model.dropout=0.2",
-    "trusted_modules=[tests.networks]",
+    "trusted_modules=[tests.support.networks]",
 )
 
 
@@ -54,18 +45,12 @@ def misbehaving(folder: Path, does: str, rank: int = 0, step: int = 5) -> list[s
     return [
         *SMALL,
         f"run_dir={folder / 'run'}",
-        "model._target_=tests.networks.Misbehaving",
+        "model._target_=tests.support.networks.Misbehaving",
         f"+model.step={step}",
         f"+model.rank={rank}",
         f"+model.does={does}",
         f"+model.once={folder / 'done'}",
     ]
-
-
-def run_once(overrides: list[str]) -> None:
-    config = make_config(*overrides)
-    with session(config.trainer.device, timeout_seconds=60) as world:
-        run(config, world)
 
 
 def require_equal(folder: Path, size: int, overrides: list[str]) -> None:
@@ -94,7 +79,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
     small_root: Path, tmp_path: Path
 ) -> None:
     overrides = [*misbehaving(tmp_path, "SIGUSR1", rank=1), f"data.root={small_root}"]
-    stopped = torchrun(2, *overrides, PYTHONPATH=HOUSE)
+    stopped = torchrun(2, *overrides, PYTHONPATH=str(CHECKOUT))
     assert stopped.returncode != 0
     assert stopped.stderr.count(f"exitcode  : {STOPPED} ") == 2
     assert stopped.stdout.count("stopped by a signal to another rank after step") == 1
@@ -108,7 +93,7 @@ def test_rank_0_saves_and_ends_as_the_others_do_when_ctrl_c_reaches_it_alone(
     small_root: Path, tmp_path: Path
 ) -> None:
     overrides = [*misbehaving(tmp_path, "SIGINT", rank=0), f"data.root={small_root}"]
-    stopped = torchrun(2, *overrides, PYTHONPATH=HOUSE, WANDB_MODE="offline")
+    stopped = torchrun(2, *overrides, PYTHONPATH=str(CHECKOUT), WANDB_MODE="offline")
     assert stopped.stderr.count(f"exitcode  : {STOPPED} ") == 2
     assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
     (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
@@ -134,7 +119,7 @@ def test_one_process_that_is_told_to_stop_ends_with_its_own_status(
     small_root: Path, tmp_path: Path
 ) -> None:
     overrides = [*misbehaving(tmp_path, "SIGTERM"), f"data.root={small_root}"]
-    stopped = python("-m", "dist_mnist", *overrides, PYTHONPATH=HOUSE)
+    stopped = python("-m", "dist_mnist", *overrides, PYTHONPATH=str(CHECKOUT))
     assert stopped.returncode == STOPPED
     assert stopped.stderr == ""
     told = f"stopped by SIGTERM after step 5: run_dir={tmp_path / 'run'} goes on from there"
@@ -157,7 +142,7 @@ def training(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": HOUSE},
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
@@ -239,7 +224,7 @@ def start_hanging(small_root: Path, folder: Path, does: str) -> subprocess.Popen
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": HOUSE},
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
     )
 
 
@@ -345,7 +330,7 @@ def test_another_world_size_sees_exactly_the_samples_that_were_due(
         "data.normalize=false",
         "augmentation=none",
         "trainer.epochs=1",
-        "model._target_=tests.networks.Recording",
+        "model._target_=tests.support.networks.Recording",
         f"+model.file={tmp_path / 'seen'}",
     ]
     run_ranks(2, run_once, [*overrides, "trainer.max_steps=4"])

@@ -8,7 +8,9 @@ from dist_mnist.data.splits import ImageTensors, Normalization
 from dist_mnist.distributed.gradients import session
 from dist_mnist.training.evaluation import evaluate
 from dist_mnist.training.progress import Evaluation
-from tests.helpers import SOLO, make_images, run_ranks
+from tests.support.configs import SOLO
+from tests.support.datasets import make_images
+from tests.support.processes import run_ranks
 
 LABELS = torch.arange(107) % 10
 DATASET = ImageTensors(make_images(LABELS, 10).unsqueeze(1), LABELS)
@@ -103,7 +105,7 @@ def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]
 
 def test_a_checkpoint_scores_the_same_at_every_world_size(mnist_root: Path, tmp_path: Path) -> None:
     from dist_mnist.commands.train import run
-    from tests.helpers import make_config
+    from tests.support.configs import make_config
 
     config = make_config(f"data.root={mnist_root}", f"run_dir={tmp_path}", "trainer.max_steps=15")
     trained = run(config, SOLO)

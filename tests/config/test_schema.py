@@ -10,9 +10,9 @@ from dist_mnist.commands.train import run
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import config_from_plain, plain_config
 from dist_mnist.record.journal import read_journal
-from tests.helpers import SOLO, make_config
+from tests.support.configs import CHECKOUT, SOLO, make_config
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = CHECKOUT / "conf"
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 NEEDS_A_KEY = ("tracking", "online")  # composed and refused in test_tracking.py
 

@@ -9,7 +9,7 @@ import pytest
 
 from dist_mnist.distributed.shared_memory import is_supported
 from tests.benchmarks.measure import REPOSITORY, Spread, in_turn, run_program, table
-from tests.helpers import python, torchrun
+from tests.support.processes import python, torchrun
 
 
 def test_contenders_run_in_turn() -> None:

@@ -14,7 +14,9 @@ from dist_mnist.data.splits import (
     measure_normalization,
     stratified_choice,
 )
-from tests.helpers import make_config, make_family_files, make_images, run_ranks, write_idx
+from tests.support.configs import make_config
+from tests.support.datasets import make_family_files, make_images, write_idx
+from tests.support.processes import run_ranks
 
 
 def test_mnist_is_the_original(mnist_root: Path) -> None:

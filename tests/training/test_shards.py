@@ -20,7 +20,8 @@ from dist_mnist.record.journal import read_journal
 from dist_mnist.training.build import build_training_state, checkpoint_content, restore
 from dist_mnist.training.progress import RunningMetrics, Totals
 from dist_mnist.training.shards import SHARDS, learn_in_shards, prepare
-from tests.helpers import SOLO, make_config, run_ranks
+from tests.support.configs import SOLO, make_config
+from tests.support.processes import run_ranks
 
 SMALL = (
     "data=fashion_mnist",

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import python, torchrun
+from tests.support.configs import CHECKOUT
+from tests.support.processes import python, torchrun
 
-LAUNCH = Path(__file__).parent.parent / "launch"
+LAUNCH = CHECKOUT / "launch"
 
 
 def small(small_root: Path, run_dir: Path) -> list[str]:
@@ -116,7 +117,7 @@ def test_the_script_for_one_machine_passes_everything_on(small_root: Path, tmp_p
 
 def test_the_script_for_several_machines_joins_two_agents(small_root: Path, tmp_path: Path) -> None:
     """Two agents on the loopback address, as two machines would start them."""
-    from tests.helpers import free_port
+    from tests.support.processes import free_port
 
     environment = {
         **os.environ,

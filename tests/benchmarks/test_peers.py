@@ -19,7 +19,8 @@ from tests.benchmarks.peers import (
     unpack,
     write_initial_weights,
 )
-from tests.helpers import SOLO, make_config, torchrun
+from tests.support.configs import CHECKOUT, SOLO, make_config
+from tests.support.processes import torchrun
 
 
 def run_contender(script: str, weights: Path, data: Path) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def run_contender(script: str, weights: Path, data: Path) -> dict[str, Any]:
         *("--model=mlp", f"--weights={weights}", f"--data={data}", "--global-batch-size=64"),
         *("--epochs=2", "--workers=0", "--limit=12"),
         module=f"tests.benchmarks.contenders.{script}",
-        cwd=Path(__file__).parents[1],
+        cwd=CHECKOUT,
         CUDA_VISIBLE_DEVICES="",  # two processes may be more than there are GPUs
     )
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_mnist.models.losses import NegativeLogLikelihood, OneHotMeanSquaredError
-from tests.helpers import make_config
+from tests.support.configs import make_config
 
 OUTPUTS = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 9, 9, 5])

@@ -9,11 +9,12 @@ from filelock import FileLock
 from dist_mnist.commands.train import run
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Resume
-from dist_mnist.distributed.gradients import session
 from dist_mnist.record import checkpoint
 from dist_mnist.record.directory import lock_run_directory
 from dist_mnist.record.journal import read_journal
-from tests.helpers import SOLO, assert_equal, make_config, result, run_ranks
+from tests.support.configs import SOLO, make_config
+from tests.support.processes import run_ranks
+from tests.support.runs import assert_equal, result, run_once
 
 SMALL = (
     "data=fashion_mnist",
@@ -24,12 +25,6 @@ SMALL = (
     "trainer.device=cpu",
     "model.dropout=0.2",
 )
-
-
-def run_once(overrides: list[str]) -> float:
-    config = make_config(*overrides)
-    with session(config.trainer.device, timeout_seconds=60) as world:
-        return run(config, world).accuracy
 
 
 @pytest.mark.parametrize(("size", "stops"), [(1, [11]), (2, [3, 16])], ids=["once", "twice"])

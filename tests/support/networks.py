@@ -1,4 +1,4 @@
-"""Networks that do odd things on purpose, for `trusted_modules=[tests.networks]`."""
+"""Networks that do odd things on purpose, for `trusted_modules=[tests.support.networks]`."""
 
 import os
 import signal

@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,19 +20,10 @@ from dist_mnist.distributed.signals import STOPPED, Stopped
 from dist_mnist.record import wandb_run as tracking
 from dist_mnist.record.journal import Journal, Line, read_journal
 from dist_mnist.record.wandb_run import BackgroundTracker, NoTracking, start_tracking
-from tests.helpers import SOLO, free_port, make_config, python
-from tests.wandb_server import WandbServer, wandb_server
-
-
-def wandb_command(*arguments: str, cwd: Path) -> str:
-    """Run wandb's own command as a user would and return what it printed."""
-    command = [str(Path(sys.executable).with_name("wandb")), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
-
-
-def inspect(path: Path, *options: str) -> str:
-    """Read a run's records the way `wandb leet inspect` shows them to a user."""
-    return wandb_command("leet", "inspect", "--json", *options, str(path), cwd=path.parent)
+from tests.support.configs import SOLO, make_config
+from tests.support.processes import free_port, python
+from tests.support.wandb_cli import inspect, wandb_command
+from tests.support.wandb_server import WandbServer, wandb_server
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from dist_mnist.config.schema import EvaluationConfig, EvaluationDataConfig, Eva
 from dist_mnist.data.splits import load_part, load_splits
 from dist_mnist.record import checkpoint
 from dist_mnist.training.build import build_training_state, restore
-from tests.helpers import SOLO, make_config
-from tests.test_checkpoint import Intruder
-from tests.test_checkpoint import content as plain_content
+from tests.support.checkpoints import Intruder
+from tests.support.checkpoints import content as plain_content
+from tests.support.configs import SOLO, make_config
 
 FUZZ = settings(
     derandomize=True,

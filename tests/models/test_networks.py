@@ -3,7 +3,7 @@ import torch
 
 from dist_mnist.models.networks import MLP, ConvNet, ResidualBlock, ResNet
 from dist_mnist.training.build import build_model
-from tests.helpers import make_config
+from tests.support.configs import make_config
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "linear", "resnet"])

@@ -21,8 +21,9 @@ from dist_mnist.config.schema import Resume
 from dist_mnist.record import checkpoint
 from dist_mnist.record.console import log_to_file
 from dist_mnist.record.directory import lock_run_directory, write_config
-from tests.helpers import assert_equal, make_config, python, result
-from tests.test_run import run_once
+from tests.support.configs import make_config
+from tests.support.processes import python
+from tests.support.runs import assert_equal, result, run_once
 
 SMALL = (
     "data=fashion_mnist",
