@@ -1,4 +1,4 @@
-"""Which of this machine's addresses, and which interface, leads to another machine."""
+"""Finds the address and the interface of this machine that lead to another machine."""
 
 import socket
 import struct
@@ -9,15 +9,15 @@ SIOCGIFADDR = 0x8915  # from <linux/sockios.h>: asks for the address of an inter
 
 
 def own_address(peer: str) -> str:
-    """Return the address of this machine that another one sees when it is reached from here.
+    """Return the address of this machine that another machine sees.
 
-    Nothing is sent. Where the other one is this machine itself, it is the address that was given.
+    Nothing is sent. If the other machine is this one, it is the address that was given.
 
     Args:
         peer: The other machine, by name or address.
 
     Raises:
-        OSError: The name is not known, or no route leads there.
+        OSError: The name is unknown, or there is no route.
     """
     family, kind, _, _, place = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
@@ -27,7 +27,7 @@ def own_address(peer: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """Return the name of the interface that has an IPv4 address; None where that is not known."""
+    """Return the name of the interface with an IPv4 address, or None if that is unknown."""
     if sys.platform != "linux":
         return None
     import fcntl

@@ -1,6 +1,6 @@
-"""Signals that ask a run to end: noted when they come, obeyed where nothing is lost by it.
+"""Signals that ask a run to end: recorded when they arrive, acted on where nothing is lost.
 
-Imports nothing that is slow, so that the handlers stand before anything else is imported.
+Imports nothing slow, so that the handlers are in place before anything else is imported.
 """
 
 import ctypes
@@ -13,36 +13,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-# What a person, a scheduler and a terminal that is closed send; any of them may come repeatedly.
+# Sent by people, by schedulers, and by terminals that are closed; any of them may come repeatedly.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-STOPPED = 75  # the exit status of a run that was stopped early: start it again (EX_TEMPFAIL)
-INTERRUPTED = 130  # the exit status that a shell expects of a program that Ctrl-C has ended
+STOPPED = 75  # exit status of a run that was stopped early: start it again (EX_TEMPFAIL)
+INTERRUPTED = 130  # exit status that a shell expects from a program ended by Ctrl-C
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
-ONE_CTRL_C_SECONDS = 0.5  # a launcher may pass on what the terminal has sent already
-BLOCKED_SECONDS = 10.0  # after that a process that cannot handle a signal is given up
+ONE_CTRL_C_SECONDS = 0.5  # the launcher may pass on a Ctrl-C that the terminal already sent
+BLOCKED_SECONDS = 10.0  # a process that cannot handle a signal for longer is ended
 
 _received: list[signal.Signals] = []
 _interrupted_at = math.inf
-_held = False
+_deferred = False
 
 
 class Stopped(BaseException):
     """A signal ends the run early; starting it again continues it.
 
-    No Exception: those are caught wherever something is tried that may fail.
+    Not an Exception, so that code which tries something that may fail does not catch it.
     """
 
 
 class AgreedStop(Stopped):
-    """All ranks end after the same step, since a signal has come to one of them."""
+    """All ranks end after the same step, because one of them got a signal."""
 
 
 def install() -> None:
-    """Handle the signals from now on: the first one raises `Stopped`, or waits while `held`.
+    """Handle signals from now on: the first one raises `Stopped`, unless signals are deferred.
 
-    A signal that this process was started to ignore stays ignored, as with nohup. Under torchrun
-    the agent's end counts as SIGTERM (Linux): its workers would train on without it, unseen.
+    A signal that this process was started to ignore stays ignored, as with nohup. Under torchrun,
+    the death of the agent counts as SIGTERM (Linux): otherwise its workers would train on unseen.
     """
     parent = os.getppid()
     for number in SIGNALS:
@@ -50,7 +50,7 @@ def install() -> None:
             signal.signal(number, _receive)
     _watch_for_signals()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        with suppress(AttributeError, OSError):  # another system than Linux
+        with suppress(AttributeError, OSError):  # not Linux
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
         if os.getppid() != parent:
             _receive(signal.SIGTERM, None)
@@ -60,20 +60,20 @@ def _receive(number: int, frame: FrameType | None) -> None:
     global _interrupted_at
     is_first = not _received
     _received.append(signal.Signals(number))
-    # Ctrl-C again, which torchrun turns into SIGTERM.
+    # A second Ctrl-C; torchrun turns it into SIGTERM.
     is_again = time.monotonic() - _interrupted_at > ONE_CTRL_C_SECONDS
     if is_again and number in (signal.SIGINT, signal.SIGTERM):
         os._exit(INTERRUPTED)
     if number == signal.SIGINT:
         _interrupted_at = min(_interrupted_at, time.monotonic())
-    if is_first and not _held:
+    if is_first and not _deferred:
         raise Stopped(_received[0].name)
 
 
 def _watch_for_signals() -> None:
-    """End this process where a signal has come and Python cannot handle it.
+    """End this process if a signal came but Python cannot run its handler.
 
-    It cannot while it waits, in torch, for what a rank that is gone was to send.
+    That is so while torch waits for a message from a rank that is gone.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -86,47 +86,47 @@ def _watch_for_signals() -> None:
         if not _received:
             os._exit(STOPPED)
         time.sleep(BLOCKED_SECONDS)
-        if not _held:  # and yet nothing has ended: what was raised is lost
+        if not _deferred:  # the exception was raised but got lost
             os._exit(STOPPED)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def requested() -> str | None:
-    """Return the name of the first signal that has come, if any has."""
+    """Return the name of the first signal that came, or None."""
     return _received[0].name if _received else None
 
 
-def obey() -> None:
-    """Raise `Stopped` if a signal has come: it may have been lost where it was raised first.
+def raise_if_stopped() -> None:
+    """Raise `Stopped` if a signal has come, in case the exception it raised then was lost.
 
-    Python drops an exception that a handler raises while C code loads a module, for one.
+    For one, Python drops an exception that a handler raises while C code loads a module.
     """
     if _received:
         raise Stopped(_received[0].name)
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Let signals only be noted: what runs inside asks `requested` and ends where it can.
+def deferred() -> Iterator[None]:
+    """Only record signals: the code inside asks `requested`, and ends where it can.
 
-    After an exception they stay held, or a second one would cut short what the first has begun.
+    After an exception they stay deferred, or a second signal would cut the clean-up short.
 
     Raises:
-        Stopped: One has come before, or at the end, where nobody has asked since.
+        Stopped: A signal came before, or came inside and nobody asked.
     """
-    global _held
-    obey()
-    _held = True
+    global _deferred
+    raise_if_stopped()
+    _deferred = True
     yield
-    _held = False
-    obey()
+    _deferred = False
+    raise_if_stopped()
 
 
 def wait(seconds: float) -> bool:
-    """Wait, but no longer than until another signal comes; return whether one has."""
-    global _held
-    _held = True  # for good: whoever waits so is about to end
+    """Wait until another signal comes, or until the time is up; return whether one came."""
+    global _deferred
+    _deferred = True  # for good: this process is about to end
     before, deadline = len(_received), time.monotonic() + seconds
     while len(_received) == before and time.monotonic() < deadline:
         time.sleep(0.02)

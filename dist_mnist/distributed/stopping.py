@@ -1,18 +1,21 @@
-"""All ranks stop in the same step, whichever of them a signal has reached."""
+"""All ranks stop after the same step, whichever of them got the signal."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
-from dist_mnist.distributed import signals
-from dist_mnist.distributed.gradients import World, all_reduce_max
+from dist_mnist.distributed import signals, watchdog
+from dist_mnist.distributed.world import World, all_reduce_max, barrier
 
 SECONDS_BETWEEN_QUESTIONS = 1.0
 
 
 class StopAgreement:
-    """Asks all ranks whether one of them has been told to stop.
+    """Asks all ranks whether one of them was told to stop.
 
-    Between ranks that takes a message, so it is done about once a second: the slowest rank's time
-    since the last one, which the same message brings, says how many steps to wait for the next.
+    That takes a message between ranks, so it happens about once a second. The same message brings
+    the slowest rank's time since the last one, from which follows how many steps to wait for the
+    next.
 
     Args:
         world: This process.
@@ -20,24 +23,36 @@ class StopAgreement:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._asked = perf_counter()
-        self._steps, self._left = 1, 1
-
-    def error(self) -> signals.AgreedStop:
-        """Return what every rank raises where all have agreed to stop."""
-        return signals.AgreedStop(signals.requested() or "a signal to another rank")
+        self._asked_at = perf_counter()
+        self._interval, self._steps_left = 1, 1
 
     def after_step(self) -> bool:
-        """Return whether to stop after this step, alike on every rank, each of which must call."""
-        self._left -= 1
-        return self._left <= 0 and self.now()
+        """Return whether to stop after this step; every rank must call it and gets one answer."""
+        self._steps_left -= 1
+        return self._steps_left <= 0 and self.now()
 
     def now(self) -> bool:
-        """Return whether to stop here, alike on every rank, each of which must call."""
-        seconds = perf_counter() - self._asked
+        """Return whether to stop here; every rank must call it and gets one answer."""
+        seconds = perf_counter() - self._asked_at
         told, slowest = all_reduce_max(self._world, [signals.requested() is not None, seconds])
         if self._world.size > 1:
-            most = self._steps * SECONDS_BETWEEN_QUESTIONS / max(slowest, 1e-9)
-            self._steps = max(1, int(min(most, 2 * self._steps)))
-        self._left, self._asked = self._steps, perf_counter()
+            most = self._interval * SECONDS_BETWEEN_QUESTIONS / max(slowest, 1e-9)
+            self._interval = max(1, int(min(most, 2 * self._interval)))
+        self._steps_left, self._asked_at = self._interval, perf_counter()
         return bool(told)
+
+
+def agreed_stop() -> signals.AgreedStop:
+    """Return the exception that every rank raises once all have agreed to stop."""
+    return signals.AgreedStop(signals.requested() or "a signal to another rank")
+
+
+@contextmanager
+def ending_together(world: World) -> Iterator[None]:
+    """Let no rank end before rank 0 has saved: torchrun would notice, and end rank 0 as well."""
+    try:
+        yield
+    except signals.AgreedStop:
+        watchdog.pause()
+        barrier(world)
+        raise

@@ -1,8 +1,9 @@
-"""Notices that a run stands still, and names the rank that the others wait for.
+"""Notices that a run stands still, and names the rank that the others are waiting for.
 
-Every rank tells the others about once a second that it lives and where it is. A rank that has not
-moved for too long looks at what the others told: one is silent (its process is stopped, or its
-machine is gone), or one is behind (it is slow, or stuck). One rank says so, and all of them end.
+The loop says where it is with `enter`. Every rank tells the others about once a second that it is
+alive, and its position. A rank that has not moved for too long looks at what the others told: one
+is silent (its process is stopped, or its machine is gone) or behind (slow, or stuck). One rank
+reports it, and all of them end.
 """
 
 import json
@@ -10,30 +11,104 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from dist_mnist.distributed import whereabouts
-
-ANSWER_SECONDS = 5.0  # how long the store may take to answer before it counts as gone
+ANSWER_SECONDS = 5.0  # a store that takes longer to answer counts as gone
 FAILED = 1
 
 
+class Phase(IntEnum):
+    """The places in one step where ranks wait for each other, in order."""
+
+    START_UP = 0
+    STEP = 1
+    GRADIENTS = 2
+    EVALUATION = 3
+    END_OF_EPOCH = 4
+    TEST = 5
+
+
+NAMES = {
+    Phase.START_UP: "start-up",
+    Phase.STEP: "step {}",
+    Phase.GRADIENTS: "the gradients of step {}",
+    Phase.EVALUATION: "the evaluation after step {}",
+    Phase.END_OF_EPOCH: "the end of the epoch, step {}",
+    Phase.TEST: "the test after step {}",
+}
+
+
+class Position(NamedTuple):
+    """A position in the run.
+
+    Attributes:
+        step: The optimizer step in progress, from 1, or the last one done.
+        phase: The place within that step; every rank passes through the same ones.
+        since: When it was entered, in seconds of the monotonic clock; None if no rank waits here.
+        activity: Something that only this rank does on the way; "" for nothing.
+    """
+
+    step: int
+    phase: Phase
+    since: float | None
+    activity: str = ""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return self.activity or NAMES[self.phase].format(self.step)
+
+
+_position = Position(0, Phase.START_UP, None)
+
+
+def enter(phase: Phase, step: int) -> None:
+    """Say that this process has come to a place where ranks may wait for each other."""
+    global _position
+    _position = Position(step, phase, time.monotonic())
+
+
+def keep_alive() -> None:
+    """Say that this process is making progress where it is."""
+    global _position
+    if _position.since is not None:
+        _position = _position._replace(since=time.monotonic())
+
+
+def pause() -> None:
+    """Say that from here on no rank waits for another."""
+    global _position
+    _position = _position._replace(since=None, activity="the end")
+
+
+@contextmanager
+def during(activity: str) -> Iterator[None]:
+    """Say that this process does something that the other ranks do not do."""
+    global _position
+    outer = _position
+    _position = outer._replace(since=time.monotonic(), activity=activity)
+    yield
+    _position = outer._replace(since=time.monotonic())
+
+
 class Store(Protocol):
-    """What ranks leave messages in for each other."""
+    """Where ranks leave messages for each other; a `torch.distributed.Store` is one."""
 
     def set(self, key: str, value: str) -> None:
         """Leave a message."""
 
     def multi_get(self, keys: list[str]) -> list[bytes]:
-        """Return messages, once all of them are there."""
+        """Return messages once all of them are there."""
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a number and return what it has become."""
+        """Add to a number and return the sum."""
 
 
-class Sign(NamedTuple):
-    """What a rank tells of itself; `beat` is how often it has."""
+class Heartbeat(NamedTuple):
+    """What a rank tells the others; `beat` counts how often it has."""
 
     beat: int
     step: int
@@ -42,7 +117,7 @@ class Sign(NamedTuple):
 
 
 def start(rank: int, size: int, open_store: Callable[[], Store], timeout_seconds: float) -> None:
-    """Watch over this process from now on, on threads that end with it.
+    """Watch this process from now on, on threads that end with it.
 
     Args:
         rank: This process.
@@ -51,22 +126,24 @@ def start(rank: int, size: int, open_store: Callable[[], Store], timeout_seconds
         timeout_seconds: How long this process may stay in one place.
     """
     interval = min(1.0, timeout_seconds / 10)
-    threading.Thread(target=_tell, args=(rank, open_store, interval), daemon=True).start()
-    threading.Thread(
-        target=_watch, args=(rank, size, open_store, interval, timeout_seconds), daemon=True
-    ).start()
+    for target, arguments in (
+        (_send_heartbeats, (rank, open_store, interval)),
+        (_watch, (rank, size, open_store, interval, timeout_seconds)),
+    ):
+        threading.Thread(target=target, args=arguments, daemon=True).start()
 
 
-def _tell(rank: int, open_store: Callable[[], Store], interval: float) -> None:
+def _send_heartbeats(rank: int, open_store: Callable[[], Store], interval: float) -> None:
     try:
         store = open_store()
         beat = 0
         while True:
-            place = whereabouts.current()
-            store.set(_key(rank), json.dumps((beat, *place[:3])))
+            position = _position
+            heartbeat = Heartbeat(beat, position.step, position.phase, position.name)
+            store.set(_key(rank), json.dumps(heartbeat))
             beat += 1
             time.sleep(interval)
-    except RuntimeError:  # the store has ended: so has the run, or whoever waits for us will say it
+    except RuntimeError:  # the store has ended: so has the run, or another rank will report it
         return
 
 
@@ -75,12 +152,12 @@ def _watch(
 ) -> None:
     while True:
         time.sleep(interval)
-        place = whereabouts.current()
-        if place.since is not None and time.monotonic() - place.since > timeout:
+        position = _position
+        if position.since is not None and time.monotonic() - position.since > timeout:
             sentence, is_first = _diagnose(size, open_store, 3 * interval)
-            if whereabouts.current() != place:
-                continue  # it moved, at the last moment
-            # Everyone who waits comes to the same conclusion: the first one tells it.
+            if _position != position:
+                continue  # it moved at the last moment
+            # Every rank that waits comes to the same conclusion: the first one reports it.
             if is_first:
                 print(
                     f"[rank {rank}] error: no progress for {timeout:g} s "
@@ -95,14 +172,15 @@ def _watch(
 
 
 def _diagnose(size: int, open_store: Callable[[], Store], pause: float) -> tuple[str, bool]:
-    """Return a sentence about the rank that is behind, and whether nobody has come to it before."""
-    answers: list[list[Sign]] = []
+    """Return a sentence about the rank that is behind, and whether this is the first diagnosis."""
+    looks: list[list[Heartbeat]] = []
     order: list[int] = []
 
     def ask() -> None:
         store = open_store()
         for _ in range(2):
-            answers.append([_parse(text) for text in store.multi_get([*map(_key, range(size))])])
+            texts = store.multi_get([*map(_key, range(size))])
+            looks.append([Heartbeat(*json.loads(text)) for text in texts])
             time.sleep(pause)
         order.append(store.add("diagnoses", 1))
 
@@ -110,12 +188,12 @@ def _diagnose(size: int, open_store: Callable[[], Store], pause: float) -> tuple
     asking.start()
     asking.join(ANSWER_SECONDS + 2 * pause)
     if not order:
-        return "rank 0, or what keeps the ranks' messages for it, does not answer", True
-    return _sentence(*answers), order == [1]
+        return "rank 0, or the store that keeps the ranks' messages, does not answer", True
+    return _sentence(*looks), order == [1]
 
 
-def _sentence(before: list[Sign], now: list[Sign]) -> str:
-    """Return what two looks at the ranks' signs, some time apart, say of the one that is behind."""
+def _sentence(before: list[Heartbeat], now: list[Heartbeat]) -> str:
+    """Return what two looks at all heartbeats, some time apart, say about the rank behind."""
 
     def place(rank: int) -> tuple[int, int]:
         return now[rank].step, now[rank].phase
@@ -126,8 +204,8 @@ def _sentence(before: list[Sign], now: list[Sign]) -> str:
     for rank in ranks:
         if now[rank].beat == before[rank].beat:
             return (
-                f"rank {rank} gives no sign of life (stopped, or its machine is gone); it was last "
-                f"heard of in {now[rank].name}; {others}"
+                f"rank {rank} shows no sign of life (stopped, or its machine is gone); it was last "
+                f"seen in {now[rank].name}; {others}"
             )
     if place(last) == place(ahead):
         return f"every rank is in the same place, {now[last].name}, and none is behind"
@@ -135,8 +213,4 @@ def _sentence(before: list[Sign], now: list[Sign]) -> str:
 
 
 def _key(rank: int) -> str:
-    return f"whereabouts/{rank}"
-
-
-def _parse(text: bytes) -> Sign:
-    return Sign(*json.loads(text))
+    return f"heartbeat/{rank}"

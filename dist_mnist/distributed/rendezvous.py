@@ -1,0 +1,150 @@
+"""How the processes of a run find each other and form one process group."""
+
+import logging
+import os
+import secrets
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.distributed import network, signals, watchdog
+from dist_mnist.distributed.launcher import is_restart
+from dist_mnist.distributed.world import World
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:  # torch has no types for its stores
+    Store = Any
+else:
+    Store = dist.Store
+
+# Small CPU messages always go through gloo, beside the accelerator's own backend.
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
+
+# The group waits longer than the watchdog, which can name the rank that is missing.
+GROUP_PATIENCE_SECONDS = 60
+
+
+def join_group(world: World, timeout_seconds: int) -> None:
+    """Wait for all processes, set up the process group and start the watchdog.
+
+    Args:
+        world: This process; there are others.
+        timeout_seconds: How long to wait for another process, now and later.
+
+    Raises:
+        InputError: Other processes did not come, or cannot be reached.
+    """
+    signals.raise_if_stopped()
+    if world.size > world.local_size:
+        _choose_interface()
+        _warn_of_shared_store(world)
+    try:
+        store = _open_store(world, timeout_seconds)
+        prefix = _agree_on_prefix(store, world, timeout_seconds)
+        dist.init_process_group(
+            BACKENDS[world.device.type],
+            store=dist.PrefixStore(prefix, store),  # type: ignore[attr-defined]
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(seconds=timeout_seconds + GROUP_PATIENCE_SECONDS),
+            device_id=None if world.device.type == "cpu" else world.device,
+        )
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"rank {world.rank} cannot join the other processes at MASTER_ADDR="
+            f"{os.environ.get('MASTER_ADDR')}: {one_line(error)[:300]}."
+        ) from error
+
+    def open_watchdog_store() -> Store:
+        store = _open_store(world, timeout_seconds)
+        return dist.PrefixStore(f"{prefix}/watchdog", store)  # type: ignore[attr-defined]
+
+    watchdog.start(world.rank, world.size, open_watchdog_store, timeout_seconds)
+
+
+def _open_store(world: World, timeout_seconds: int) -> Store:
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        timeout=timedelta(seconds=timeout_seconds),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def _choose_interface() -> None:
+    """Let gloo use the interface that leads to rank 0's machine, unless the user named one.
+
+    By itself gloo looks up the machine's own name, which is 127.0.1.1 on Debian.
+    """
+    with suppress(OSError):  # connecting to the address will report it
+        interface = network.interface_of(network.own_address(os.environ["MASTER_ADDR"]))
+        if interface is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _warn_of_shared_store(world: World) -> None:
+    """Warn that machines that join later would wait forever (pytorch#167288)."""
+    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if world.local_rank == 0 and is_restart() and is_shared:
+        logger.warning(
+            "torchrun was restarted with the store of its first start: a machine that joins later "
+            "would wait forever. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every "
+            "machine, as launch/multi_node.sh does."
+        )
+
+
+def _agree_on_prefix(store: Store, world: World, timeout_seconds: int) -> str:
+    """Return a prefix for keys in the store that this start shares with no earlier one.
+
+    torchrun restarts its processes but keeps its store, in which they would find the addresses of
+    dead processes (pytorch#135712). With a prefix of its own, each start finds an empty store.
+    Rank 0 makes up the prefix and answers every rank that left a new token in the store; that is
+    also how it learns which ranks are missing.
+
+    Raises:
+        InputError: Some ranks did not come in time; the message names them.
+    """
+    token = secrets.token_hex(8)
+    deadline, pause = time.monotonic() + timeout_seconds, 0.005
+
+    def wait_for(missing: list[int]) -> None:
+        nonlocal pause
+        signals.raise_if_stopped()
+        if time.monotonic() > deadline:
+            raise _missing_error(missing, world.size, timeout_seconds)
+        time.sleep(pause)
+        pause = min(1.1 * pause, 0.1)  # a busy store does not answer faster if asked more often
+
+    if world.is_main:
+        missing = list(range(1, world.size))
+        while missing := [rank for rank in missing if not _has_joined(store, rank, token)]:
+            wait_for(missing)
+        return token
+    store.set(f"token/{world.rank}", token)
+    while not store.check([f"prefix/{token}"]):
+        wait_for([0])
+    prefix: str = store.get(f"prefix/{token}").decode()
+    store.set(f"{prefix}/{world.rank}", "")
+    return prefix
+
+
+def _has_joined(store: Store, rank: int, prefix: str) -> bool:
+    """Answer a rank's token with the prefix, if it left one; return whether it read the answer."""
+    if store.check([f"token/{rank}"]):
+        store.set(f"prefix/{store.get(f'token/{rank}').decode()}", prefix)
+    return bool(store.check([f"{prefix}/{rank}"]))
+
+
+def _missing_error(missing: list[int], size: int, timeout_seconds: int) -> InputError:
+    ranks = "rank " + ", ".join(map(str, missing))
+    return InputError(
+        f"{ranks} of {size} did not join within trainer.timeout_seconds={timeout_seconds}: check "
+        f"its log, and that it can reach MASTER_ADDR={os.environ['MASTER_ADDR']}."
+    )
