@@ -1,11 +1,11 @@
-"""The one exception that a user is meant to read."""
+"""The one exception whose message is written for the user."""
 
 
 class InputError(Exception):
     """Something the user gave cannot be used: a value, a file, a folder, a device.
 
-    Its message is one sentence that names the key or the path, the value, and what to do. The
-    command line prints it alone, without a stack, and exits with a non-zero status.
+    Its message is one sentence with the key or the path, the value, and what to do. The command
+    line prints it without a stack and exits with a non-zero status.
     """
 
 
@@ -14,5 +14,5 @@ class BuildError(InputError):
 
 
 def one_line(error: BaseException | None) -> str:
-    """Return an exception's message without line breaks, or its class where it has none."""
+    """Return an exception's message without line breaks, or its class name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

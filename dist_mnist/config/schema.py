@@ -1,22 +1,22 @@
-"""The schema of every run: types and checks. Imports no torch, so `--help` is quick.
+"""The schema of a run: types and checks. Imports no torch, so `--help` is quick.
 
-The values stand in `conf/`, which Hydra composes on top of these dataclasses: an unknown key or a
-wrong type fails there. `build_config` then turns the result into plain dataclasses and checks the
-values; below the command line nobody meets OmegaConf.
+The values are in `conf/`, which Hydra composes on top of these dataclasses: an unknown key or a
+wrong type fails there. `build_config` turns the result into plain dataclasses and checks the
+values; the rest of the package never sees OmegaConf.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from dist_mnist.config.errors import InputError, one_line
 
 
 class Precision(Enum):
-    """What the forward pass computes in; the weights are always float32."""
+    """The number format of the forward pass; the weights are always float32."""
 
     auto = "auto"  # bf16 on GPUs that have it, fp16 on other GPUs, fp32 on the CPU
     fp32 = "fp32"
@@ -43,13 +43,7 @@ class TrackingMode(Enum):
 
 def _require(condition: bool, key: str, value: object, rule: str) -> None:
     if not condition:
-        raise InputError(f"{key}={value} cannot be used: {rule}.")
-
-
-def _require_at_least_one(group: str, config: object) -> None:
-    for key, value in vars(config).items():
-        if type(value) is int:
-            _require(value >= 1, f"{group}.{key}", value, "it must be at least 1")
+        raise InputError(f"{key}={value} is not allowed: {rule}.")
 
 
 @dataclass
@@ -62,15 +56,17 @@ class DataConfig:
     dataset: dict[str, Any]  # _target_(root, train, download)
     root: str  # the folder of the files, in torchvision's layout
     validation_size: int  # training samples held out, stratified by class
-    normalize: bool  # pixels to mean 0 and deviation 1, or else only to the range from 0 to 1
+    normalize: bool  # scale pixels to mean 0 and deviation 1, instead of to the range 0 to 1
 
     def __post_init__(self) -> None:
-        _require(self.num_classes >= 2, "data.num_classes", self.num_classes, "it is at least 2")
+        _require(
+            self.num_classes >= 2, "data.num_classes", self.num_classes, "it must be at least 2"
+        )
         _require(
             self.validation_size >= 0,
             "data.validation_size",
             self.validation_size,
-            "it is a number of samples, 0 to train on all of them",
+            "it must be a number of samples, or 0 to train on all of them",
         )
 
 
@@ -95,10 +91,10 @@ class AugmentationConfig:
 
 # What trainer.reproducible excludes, and why.
 NOT_REPRODUCIBLE = {
-    "micro_batch_size": "has pieces of its own, the same at any number of processes",
-    "sync_batch_norm": "takes the statistics of batch norm over one shard alone",
-    "compress_gradients": "cannot round what only some numbers of processes send",
-    "compile": "cannot have code that depends on the shapes that a process has met",
+    "micro_batch_size": "it splits the batch into pieces of its own",
+    "sync_batch_norm": "it computes batch norm's statistics over one shard alone",
+    "compress_gradients": "rounding would depend on the number of processes",
+    "compile": "compiled code depends on the shapes that a process has seen",
 }
 
 
@@ -117,21 +113,22 @@ class TrainerConfig:
     sync_batch_norm: bool
     compress_gradients: bool
     compile: bool
+    reproducible: bool
     log_every_steps: int
     checkpoint_every_steps: int | None
     keep_checkpoints: int
     timeout_seconds: int
-    reproducible: bool = False  # which the checkpoints of earlier versions do not say
 
     def __post_init__(self) -> None:
-        _require_at_least_one("trainer", self)
+        for key, value in vars(self).items():
+            if type(value) is int:
+                _require(value >= 1, f"trainer.{key}", value, "it must be at least 1")
         clip = self.gradient_clip_norm
         _require(clip is None or clip > 0, "trainer.gradient_clip_norm", clip, "it must be above 0")
         for key, reason in NOT_REPRODUCIBLE.items():
             value = getattr(self, key)
-            possible = not (self.reproducible and value)
-            rule = f"trainer.reproducible=true {reason}; set one of them to its default"
-            _require(possible, f"trainer.{key}", value, rule)
+            rule = f"with trainer.reproducible=true, {reason}; reset one of the two to its default"
+            _require(not (self.reproducible and value), f"trainer.{key}", value, rule)
 
 
 @dataclass
@@ -147,7 +144,7 @@ class TrackingConfig:
 
 @dataclass
 class Config:
-    """All of one run."""
+    """Everything that one run is made from."""
 
     data: DataConfig
     model: dict[str, Any]
@@ -168,99 +165,52 @@ class Config:
             not (self.model.get("log_probabilities") and "MeanSquared" in self.loss["_target_"]),
             "model.log_probabilities",
             True,
-            "log-probabilities are never positive and cannot meet the one-hot targets of loss=mse; "
-            "set it to false",
+            "log-probabilities are never positive, so loss=mse cannot bring them to its one-hot "
+            "targets; set it to false",
         )
-
-
-@dataclass
-class EvaluationDataConfig:
-    """Where an evaluation finds the data; None for where the training did."""
-
-    root: str | None
-
-
-@dataclass
-class EvaluationTrainerConfig:
-    """How an evaluation runs; a precision of None is that of the training."""
-
-    device: str
-    precision: Precision | None
-    evaluation_batch_size: int
-    timeout_seconds: int
-
-    def __post_init__(self) -> None:
-        _require_at_least_one("trainer", self)
-
-
-@dataclass
-class EvaluationConfig:
-    """All of one evaluation, beside the config in the checkpoint."""
-
-    checkpoint: str | None
-    data: EvaluationDataConfig
-    trainer: EvaluationTrainerConfig
-    trusted_modules: list[str]
-
-    def __post_init__(self) -> None:
-        _require(
-            self.checkpoint is not None,
-            "checkpoint",
-            "",
-            "say which, as in checkpoint=outputs/RUN or checkpoint=outputs/RUN/checkpoints/last.pt",
-        )
-
-
-def register_schema() -> None:
-    """Make the schemas known to Hydra under the names that the files in `conf/` begin with."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    store.store(name="evaluation_schema", node=EvaluationConfig)
 
 
 def build_config(composed: DictConfig) -> Config:
     """Return the composed config as checked dataclasses.
 
     Raises:
-        InputError: A value has the right type and cannot be used all the same.
+        InputError: A value has the right type but is not allowed.
     """
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
 
 
-def build_evaluation_config(composed: DictConfig) -> EvaluationConfig:
-    """Return the composed config of an evaluation as checked dataclasses.
-
-    Raises:
-        InputError: As `build_config`.
-    """
-    config = OmegaConf.to_object(composed)
-    assert isinstance(config, EvaluationConfig)
-    return config
-
-
 def plain_config(config: Config) -> dict[str, Any]:
-    """Return the config as dicts, lists and scalars, as YAML and checkpoints hold it."""
+    """Return the config as dicts, lists and scalars, for YAML files and checkpoints."""
     container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
 
-def config_from_plain(plain: dict[str, Any]) -> Config:
-    """Return what `plain_config` was given.
+def config_from_plain(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
+    """Return a checkpoint's config, which `plain_config` made, with changes to it.
+
+    Args:
+        plain: The config in the checkpoint.
+        changes: Nested like the config; a value of None keeps that of the checkpoint.
 
     Raises:
-        InputError: It is no config of ours.
+        InputError: It is not a config of ours, or a change is not allowed.
     """
-    # Interpolations were resolved before it was saved: one that is left is not from us.
+    # Interpolations were resolved before it was saved, so any that is left is not ours.
     if "${" in repr(plain):
         raise InputError("the checkpoint's config cannot be used: it contains an interpolation.")
+    schema = OmegaConf.structured(Config)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
-        assert isinstance(merged, DictConfig)
-        return build_config(merged)
-    except InputError:
-        raise
+        saved = OmegaConf.merge(schema, plain)
+        build_config(saved)  # type: ignore[arg-type]
     except Exception as error:  # a file from elsewhere may hold anything
         raise InputError(f"the checkpoint's config cannot be used: {one_line(error)}.") from error
+    return build_config(OmegaConf.merge(saved, _without_none(changes)))  # type: ignore[arg-type]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(part) for key, part in value.items() if part is not None}
+    return value

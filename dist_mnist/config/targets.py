@@ -1,11 +1,11 @@
-"""From `_target_` in a config to the object it names, for the targets that are allowed.
+"""Builds the object that a `_target_` in a config names, if that target is allowed.
 
-A checkpoint brings its config along, so a target is data from elsewhere: it may name a network or
-a loss, never a function that does something else. What a target names is therefore held against
-the kind of thing that is wanted, and where it was defined against the packages that are trusted.
+A checkpoint contains its config, so a target may come from anywhere: it may name a network or a
+loss, but never a function that does something else. So every target must be of the kind of object
+that is wanted, and must be defined in a trusted package.
 
-Built here and not by `hydra.utils.instantiate`, which resolves interpolations once more and so
-builds targets that were hidden in them from any check before it.
+`hydra.utils.instantiate` would resolve interpolations a second time, and so build targets that were
+hidden in them from any earlier check.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from typing import Any
 from dist_mnist.config.errors import BuildError, InputError, one_line
 
 TRUSTED_PACKAGES = ("torch", "torchvision", "dist_mnist")
-# A class is known by its bases; a function could do anything, so these modules alone may offer one.
+# A class is checked by its bases. A function could do anything, so it must be in one of these.
 TRUSTED_FUNCTIONS = (
     "torchvision.models",
     "dist_mnist.models.networks",
@@ -35,24 +35,23 @@ def instantiate(
 ) -> Any:
     """Build what `config["_target_"]` names, with the rest of the config as keyword arguments.
 
-    As with Hydra, `_args_` gives positional arguments, and targets nested in either are built too.
+    As in Hydra, `_args_` holds positional arguments, and nested targets are built too.
 
     Args:
-        key: Where the config stands, for messages, such as "model".
+        key: The config's place, for messages, such as "model".
         config: The target and its arguments, in plain dicts, lists and scalars.
-        kind: What every target must be a subclass of, or the result of a function an instance of.
-        *args: Arguments to put first.
-        trusted_modules: Modules that may be named beside torch, torchvision and dist_mnist.
-        **kwargs: Arguments to add.
+        kind: The class that a target must be a subclass of, or that a function must return.
+        *args: Positional arguments to put first.
+        trusted_modules: Modules that are allowed besides torch, torchvision and dist_mnist.
+        **kwargs: Keyword arguments to add.
 
     Raises:
-        BuildError: The target refuses its arguments.
+        BuildError: The target does not accept its arguments.
         InputError: The target is missing, unknown or not allowed.
     """
     if "_target_" not in config:
         raise InputError(f"{key} has no _target_: name the class or function that builds it.")
-    target = str(config["_target_"])
-    call = _find(key, target, kind, tuple(trusted_modules))
+    call = _find(key, str(config["_target_"]), kind, tuple(trusted_modules))
     inner = partial(_build_nested, key, kind=kind, trusted_modules=trusted_modules)
     given = {name: inner(value) for name, value in config.items() if name != "_target_"}
     positional: Any = given.pop("_args_", [])
@@ -64,7 +63,7 @@ def instantiate(
         shown = ", ".join(f"{key}.{name}={value}" for name, value in given.items())
         raise BuildError(f"{key} cannot be built ({shown}): {one_line(error)}.") from error
     if not isinstance(built, kind):
-        raise InputError(f"{key}._target_={target} makes no {kind.__name__}.")
+        raise InputError(f"{key}._target_={config['_target_']} returned no {kind.__name__}.")
     return built
 
 
@@ -96,12 +95,12 @@ def _build_nested(key: str, value: object, kind: type, trusted_modules: Sequence
 def _find(
     key: str, target: str, kind: type | None, trusted_modules: tuple[str, ...]
 ) -> Callable[..., Any]:
-    """Return the function that a target names, or its class if that is of the kind wanted."""
+    """Return the function or class that a target names, if it is allowed."""
     refusal = f"{key}._target_={target} is not allowed"
     packages = TRUSTED_PACKAGES + trusted_modules
     if not _is_within(target, packages):
         raise InputError(
-            f"{refusal}: it is in none of {', '.join(packages)}; "
+            f"{refusal}: it is not in {', '.join(packages)}; "
             f"add its module to trusted_modules if it is yours."
         )
     try:
@@ -111,10 +110,10 @@ def _find(
     home = getattr(found, "__module__", None) or ""
     if inspect.isclass(found):
         if kind is None or not (issubclass(found, kind) and _is_within(home, packages)):
-            raise InputError(f"{refusal}: it is no {kind.__name__ if kind else 'function'}.")
-    # A plain function and not, say, a method that is bound to an object of a trusted module.
+            raise InputError(f"{refusal}: it is not a {kind.__name__ if kind else 'function'}.")
+    # Only a plain function: not, say, a bound method of an object in a trusted module.
     elif not (inspect.isfunction(found) and _is_within(home, TRUSTED_FUNCTIONS + trusted_modules)):
-        raise InputError(f"{refusal}: it is neither a class nor a function of a trusted module.")
+        raise InputError(f"{refusal}: it is neither a class nor a function in a trusted module.")
     return found  # type: ignore[no-any-return]
 
 

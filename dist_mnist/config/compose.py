@@ -1,0 +1,49 @@
+"""From `conf/` and overrides to a checked config, on the command line and in a notebook."""
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import Config, build_config
+
+
+def conf_folder() -> Path:
+    """Return `conf/`: inside the package if it was installed, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    folders = (package / "conf", package.parent / "conf")
+    return next(folder for folder in folders if (folder / "train.yaml").exists())
+
+
+def register_schema(name: str, schema: type) -> None:
+    """Make a dataclass known to Hydra as `<name>_schema`, with which `conf/<name>.yaml` begins."""
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+
+def compose_config(*overrides: str) -> Config:
+    """Compose a training's config as the command line would, for notebooks and scripts.
+
+    Args:
+        *overrides: As on the command line, such as "model=mlp" or "trainer.epochs=2".
+
+    Raises:
+        InputError: A key is unknown, or a value is not allowed.
+    """
+    register_schema("train", Config)
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+            return build_config(compose("train", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(hydra_sentence(error)) from error
+
+
+def hydra_sentence(error: BaseException) -> str:
+    """Return an error of Hydra's in one line: the override, and what OmegaConf says about it."""
+    text = str(error).partition("\nConfig search path")[0].replace("\n\nAvailable", "; available")
+    reason = str(error.__cause__ or "").split("\n")[0]
+    if reason:
+        text = f"{text.splitlines()[0].rstrip('.')}: {reason}"
+    return f"{' '.join(text.split())} (`--cfg job` prints every key and its value)"
