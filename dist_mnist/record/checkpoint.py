@@ -1,15 +1,18 @@
-"""Checkpoints: written whole or not at all, read as data and never as code.
+"""Checkpoints: safetensors files that are written whole or not at all, and checked when read.
 
-A run keeps `checkpoints/last.pt`, `checkpoints/best.pt` and its newest `checkpoints/step-<n>.pt`.
-Each is a file of its own: links would save a millisecond, and one damage would strike them all.
+A run keeps `checkpoints/last.safetensors`, `best.safetensors` and its newest
+`step-<n>.safetensors`. Each is a file of its own: links would save a millisecond, but then one
+damaged file would take the others with it.
+
+The weights are named `model.<parameter>`, so `safetensors.torch.load_file` is enough to read them.
+Everything that is not a tensor is one JSON text in the header, and a checksum covers the whole
+file. Format: https://github.com/huggingface/safetensors#format
 """
 
-import io
+import hashlib
+import json
 import logging
-import pickletools
-import re
-import zipfile
-from collections import OrderedDict
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ from dist_mnist.record.files import cannot_write, write_atomically
 
 logger = logging.getLogger(__name__)
 
-CONTENT = {
+# The parts that every checkpoint has.
+PARTS = {
     "model": dict,
     "optimizer": dict,
     "scaler": dict,
@@ -30,13 +34,10 @@ CONTENT = {
     "normalization": dict,
     "classes": list,
 }
-WITH_TENSORS = ("model", "optimizer")
-NAMES_IN_PICKLES = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_tensor_v[23]|torch\.storage UntypedStorage"
-    r"|torch (\w+Storage|[a-z]+\d\w*)"
-)
-PLAIN_TYPES = (type(None), bool, int, float, str)
-DEEPEST_NESTING = 50  # of containers in containers; ours have seven
+HEADER_SIZE = struct.Struct("<Q")
+TENSOR = "tensor in this file"  # the key that stands for a tensor in the JSON text
+CHECKSUM = '"checksum":"{}"'  # in the header; JSON text in other fields has its quotes escaped
+NO_CHECKSUM = "0" * 64  # in the place of the checksum while it is computed
 
 
 def save(run_dir: Path, content: dict[str, Any], step: int, is_best: bool, keep: int) -> None:
@@ -44,48 +45,36 @@ def save(run_dir: Path, content: dict[str, Any], step: int, is_best: bool, keep:
 
     Args:
         run_dir: The run's directory.
-        content: Tensors and plain values, with at least the keys `CONTENT`.
+        content: Tensors and plain values, with at least the keys `PARTS`.
         step: The number of optimizer steps done.
-        is_best: Whether to replace best.pt too.
-        keep: How many `step-<n>.pt` to keep, the newest.
+        is_best: Whether to replace best.safetensors too.
+        keep: How many `step-<n>.safetensors` to keep, the newest.
 
     Raises:
-        InputError: It cannot be written; the checkpoints before it are untouched.
+        InputError: The checkpoint cannot be written; the earlier ones are untouched.
     """
     folder = run_dir / "checkpoints"
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    # Whenever this is cut off, the run goes on from last.pt as if nothing of a later step were
-    # there. So best.pt comes before it: last.pt tells the score that the best one must live up to.
-    names = (*(["best.pt"] if is_best else []), "last.pt", f"step-{step}.pt")
+    encoded = encode(content)
+    # If this is cut off, the run continues from last.safetensors as if no later step were there.
+    # So the best one comes first: the last one contains the score that the best one must match.
+    names = (*(["best"] if is_best else []), "last", f"step-{step}")
     try:
         folder.mkdir(exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):  # by a kill; it may be what fills the disk
+        for leftover in folder.glob(".*.tmp"):  # left by a kill; they may be what fills the disk
             leftover.unlink(missing_ok=True)
         for name in names:
-            write_atomically(folder / name, buffer.getbuffer())
-        # Later steps than this one are left over from before the run was set back.
-        done = [path for path in _numbered(folder) if _step(path) <= step]
-        for path in set(_numbered(folder)) - set(done[:keep]):
+            write_atomically(folder / f"{name}.safetensors", encoded)
+        # Later steps are left over from before the run was set back.
+        earlier = [path for path in _numbered(folder) if _step(path) <= step]
+        for path in set(_numbered(folder)) - set(earlier[:keep]):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write one file that `load` can read.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomically(path, buffer.getbuffer())
-
-
 def _numbered(folder: Path) -> list[Path]:
-    """Return the `step-<n>.pt` files, the newest first."""
-    found = [path for path in folder.glob("step-*.pt") if path.stem[5:].isdecimal()]
+    """Return the `step-<n>.safetensors` files, the newest first."""
+    found = [path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()]
     return sorted(found, key=_step, reverse=True)
 
 
@@ -93,138 +82,104 @@ def _step(path: Path) -> int:
     return int(path.stem[5:])
 
 
+def encode(content: dict[str, Any]) -> bytes:
+    """Return the bytes of a checkpoint file."""
+    from safetensors.torch import save as to_safetensors
+
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps({key: _take_tensors(value, key, tensors) for key, value in content.items()})
+    metadata = {"format": "pt", "dist_mnist": text, "checksum": NO_CHECKSUM}
+    encoded = to_safetensors(tensors, metadata)
+    return _replace_checksum(encoded, NO_CHECKSUM, hashlib.sha256(encoded).hexdigest())
+
+
+def _replace_checksum(encoded: bytes, old: str, new: str) -> bytes:
+    return encoded.replace(CHECKSUM.format(old).encode(), CHECKSUM.format(new).encode(), 1)
+
+
+def _take_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Return a value for JSON, its tensors moved into `tensors` and replaced by their names."""
+    if isinstance(value, torch.Tensor):
+        # A copy of its own, since safetensors refuses tied weights, which share their memory.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {TENSOR: name}
+    if isinstance(value, dict):
+        return {str(k): _take_tensors(part, f"{name}.{k}", tensors) for k, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_take_tensors(part, f"{name}.{i}", tensors) for i, part in enumerate(value)]
+    return value
+
+
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, running nothing that is in it.
+    """Read a checkpoint onto the CPU.
 
     Returns:
-        Tensors and plain values in plain containers, with at least the keys `CONTENT`.
+        Tensors and plain values in plain containers, with at least the keys `PARTS`.
 
     Raises:
-        InputError: The file is missing, damaged, or something else than a checkpoint of ours.
+        InputError: The file is missing, damaged, or not a checkpoint of ours.
     """
     if path.is_dir():
-        raise InputError(f"{path} holds no checkpoint yet: neither best.pt nor last.pt is there.")
-    if not path.is_file():
-        raise InputError(f"{path} is no checkpoint: there is no such file.")
+        raise InputError(f"{path} holds no checkpoint: best and last.safetensors are missing.")
     try:
-        archive = path.read_bytes()
+        encoded = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: give a run directory or a checkpoint.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     try:
-        records = _read_records(archive)
-        for name, record in records.items():
-            if name.lower().endswith("data.pkl"):  # torch does not mind the case
-                _check_names(record)
-        content: dict[str, Any] = torch.load(
-            _as_archive(records), map_location="cpu", weights_only=True
-        )
-        sizes = {len(record) for record in records.values()}
-        _check_values(content, len(archive), sizes)
-        for key in CONTENT.keys() & content.keys() - {*WITH_TENSORS}:
-            _check_values(content[key], len(archive), None)
-    except Exception as error:  # whose own message would advise to load it without this safeguard
-        raise InputError(f"{path} is damaged or no checkpoint ({type(error).__name__}).") from error
-    if any(key not in content for key in CONTENT):
-        raise InputError(f"{path} is no checkpoint of dist_mnist: it lacks {', '.join(CONTENT)}.")
-    for key, kind in CONTENT.items():
-        if not isinstance(content[key], kind):
-            raise InputError(
-                f"{path} is no checkpoint of dist_mnist: its {key} is no {kind.__name__}."
-            )
+        content = _decode(encoded)
+    except (Exception, RecursionError) as error:  # a file from elsewhere may hold anything
+        reason = type(error).__name__ if not isinstance(error, InputError) else str(error)
+        raise InputError(f"{path} is damaged or not a checkpoint ({reason}).") from error
+    for key, kind in PARTS.items():
+        if not isinstance(content.get(key), kind):
+            raise InputError(f"{path} is not a checkpoint of dist_mnist: it has no {key}.")
     return content
 
 
-def _read_records(content: bytes) -> dict[str, bytes]:
-    """Return what is in an archive, verified: torch itself does not look at the checksums."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        records = archive.infolist()
-        # torch packs nothing. What is packed, or there twice, could be larger than the memory.
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise zipfile.BadZipFile("a record is packed")
-        if sum(record.file_size for record in records) > len(content):
-            raise zipfile.BadZipFile("the records are larger than the file")
-        return {record.filename: archive.read(record) for record in records}
+def _decode(encoded: bytes) -> dict[str, Any]:
+    from safetensors.torch import load as from_safetensors
+
+    (header_size,) = HEADER_SIZE.unpack_from(encoded)
+    header = encoded[HEADER_SIZE.size : HEADER_SIZE.size + header_size]
+    metadata = json.loads(header)["__metadata__"]
+    checksum = metadata["checksum"]
+    unsigned = _replace_checksum(encoded, checksum, NO_CHECKSUM)
+    if hashlib.sha256(unsigned).hexdigest() != checksum:
+        raise InputError("its checksum is wrong")
+    content = _put_tensors(json.loads(metadata["dist_mnist"]), from_safetensors(encoded))
+    optimizer = content.get("optimizer", {})
+    if "state" in optimizer:  # JSON made strings of the parameters' numbers
+        optimizer["state"] = {int(key): value for key, value in optimizer["state"].items()}
+    return content  # type: ignore[no-any-return]
 
 
-def _check_names(pickled: bytes) -> None:
-    """Raise an error where a pickle names anything else than tensors are made of.
-
-    torch lets it run no code. Yet among what it lets it call is `bytearray`, with any size.
-    """
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name == "GLOBAL" and not NAMES_IN_PICKLES.fullmatch(str(argument)):
-            raise ValueError(f"a pickle that names {argument}")
-
-
-def _as_archive(records: dict[str, bytes]) -> io.BytesIO:
-    """Return an archive of the records, so that torch reads what was verified and nothing else.
-
-    In the bytes of the file it might find other records than Python's reader did, or none and take
-    it for one of the older formats.
-    """
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, record in records.items():
-            archive.writestr(zipfile.ZipInfo(name), record)
-    buffer.seek(0)
-    return buffer
-
-
-def _check_values(content: object, most: int, record_sizes: set[int] | None) -> None:
-    """Raise an error unless all is plain, not deeper than needed and no larger than it claims.
-
-    Args:
-        content: What was loaded.
-        most: The most values that the file can hold: it needs a byte for each. A few containers
-            that hold each other many times over would have no end.
-        record_sizes: The sizes of the file's records in bytes, one of which a tensor uses; None
-            where there may be no tensor.
-    """
-    waiting: list[tuple[Any, int]] = [(content, 0)]
-    seen = 0
-    while waiting:
-        value, depth = waiting.pop()
-        seen += 1
-        if seen > most or depth > DEEPEST_NESTING:
-            raise ValueError("it holds itself")
-        inner: list[object] = []
-        if type(value) in (dict, OrderedDict):
-            attributes = getattr(value, "__dict__", {})  # torch notes its version there
-            if attributes.keys() - {"_metadata"}:
-                raise TypeError("a dict with attributes")
-            inner = [*value, *value.values(), *attributes.values()]
-        elif type(value) in (list, tuple):
-            inner = [*value]
-        elif type(value) is torch.Tensor and record_sizes is not None:
-            _check_tensor(value, record_sizes)
-        elif type(value) not in PLAIN_TYPES:
-            raise TypeError(f"a value of {type(value)}")
-        waiting += [(part, depth + 1) for part in inner]
-
-
-def _check_tensor(tensor: torch.Tensor, record_sizes: set[int]) -> None:
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or vars(tensor):
-        raise TypeError("a tensor of another kind")
-    stored = tensor.untyped_storage().nbytes()
-    # Not every torch compares them, and a view can repeat the same bytes without end.
-    if tensor.nbytes > stored or stored not in record_sizes | {0}:
-        raise ValueError("a tensor that is larger than what is stored of it")
+def _put_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Return a value with the tensors back in their places: the reverse of `_take_tensors`."""
+    if isinstance(value, dict):
+        if value.keys() == {TENSOR}:
+            return tensors[value[TENSOR]]
+        return {key: _put_tensors(part, tensors) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_put_tensors(part, tensors) for part in value]
+    return value
 
 
 def newest(run_dir: Path) -> dict[str, Any] | None:
-    """Return the newest checkpoint that can be read, or None where there is none at all.
+    """Return the newest checkpoint that can be read, or None if there is none at all.
 
-    That is last.pt wherever it is whole, even if there are later ones beside it.
+    That is last.safetensors if it is whole, even if there are later ones beside it.
 
     Raises:
-        InputError: There are checkpoints, and every one of them is damaged.
+        InputError: There are checkpoints, and all of them are damaged.
     """
     damaged = None
     for path in _candidates(run_dir / "checkpoints"):
         try:
             content = load(path)
         except InputError as error:
-            logger.warning("%s Trying another.", error)
+            logger.warning("%s Trying another one.", error)
             damaged = error
         else:
             if damaged:
@@ -239,13 +194,14 @@ def newest(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    paths = [folder / "last.pt", *_numbered(folder), folder / "best.pt"]
-    return (path for path in paths if path.exists())
+    last, best = folder / "last.safetensors", folder / "best.safetensors"
+    return (path for path in (last, *_numbered(folder), best) if path.exists())
 
 
 def resolve(path: Path) -> Path:
-    """Return the checkpoint file that a run directory, or a path to a file, stands for."""
+    """Return the checkpoint file that a path stands for: a run directory's best, or the file."""
     if not path.is_dir():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    return next((folder / n for n in ("best.pt", "last.pt") if (folder / n).exists()), folder)
+    names = ("best.safetensors", "last.safetensors")
+    return next((folder / name for name in names if (folder / name).exists()), folder)

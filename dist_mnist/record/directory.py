@@ -11,31 +11,32 @@ from filelock import FileLock, Timeout
 
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, Resume, plain_config
-from dist_mnist.distributed.gradients import World, broadcast_object, is_restart, launch_id
+from dist_mnist.distributed.launcher import is_restart, launch_id
+from dist_mnist.distributed.world import World, broadcast_object
 from dist_mnist.record.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-# Two launches may follow upon each other: a crashed one's processes need some seconds to end.
+# One launch may follow another: the processes of a crashed one need some seconds to end.
 LOCK_PATIENCE_SECONDS = 10.0
-# A restart may find itself: on a machine that the network has lost, processes wait for the others
-# until their own timeout. Those that now wait with us must not come to the end of theirs.
+# A restart may meet its own earlier processes: on a machine that lost the network, they wait for
+# the others until their timeout. The lock is given up a little before ours.
 SHARE_OF_TIMEOUT = 0.9
 
 
 def choose_run_directory(config: Config, world: World) -> Path:
     """Return the directory of this run, the same on every rank.
 
-    It is `run_dir` where the user gave one. Otherwise it is new, unless this launch has made one
-    before: then it has been restarted, and the run goes on where it was.
+    It is `run_dir` if the user gave one. Otherwise it is a new one, unless an earlier start of this
+    launch made one: then the run continues there.
     """
     if config.run_dir is not None:
         return Path(config.run_dir)
-    chosen = _own_directory(Path("outputs")) if world.is_main else Path()
+    chosen = _launch_directory(Path("outputs")) if world.is_main else Path()
     return broadcast_object(world, chosen)
 
 
-def _own_directory(parent: Path) -> Path:
+def _launch_directory(parent: Path) -> Path:
     name = launch_id() or secrets.token_hex(4)
     earlier = sorted(parent.glob(f"*_{name}"))
     return earlier[-1] if earlier else parent / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
@@ -43,23 +44,23 @@ def _own_directory(parent: Path) -> Path:
 
 @contextmanager
 def lock_run_directory(directory: Path, resume: Resume, timeout_seconds: float) -> Iterator[None]:
-    """Make the directory if need be and keep every other launch out of it.
+    """Create the directory if necessary and keep every other launch out of it.
 
     Only rank 0 may call this. The system frees the lock when this process ends, however it ends.
 
     Args:
-        directory: Where the run is kept.
+        directory: The run's directory.
         resume: Whether it may, must or must not hold a run already.
         timeout_seconds: How long processes wait for each other before they give up.
 
     Raises:
-        InputError: Another launch is using the directory, or it cannot be written, or it does or
-            does not hold a run against what `resume` says.
+        InputError: Another launch is using the directory, it cannot be written, or `resume` does
+            not allow what it holds.
     """
-    _check_resume(directory, resume)  # before anything is made there
+    _check_resume(directory, resume)  # before anything is created there
     patience = SHARE_OF_TIMEOUT * timeout_seconds if is_restart() else LOCK_PATIENCE_SECONDS
     with _lock(directory, patience):
-        _check_resume(directory, resume)  # after another launch has come to its end there
+        _check_resume(directory, resume)  # another launch may have just ended there
         yield
 
 
@@ -76,27 +77,28 @@ def _lock(directory: Path, patience: float) -> AbstractContextManager[object]:
             return lock.acquire(timeout=patience)
     except Timeout:
         raise InputError(
-            f"run_dir={directory} is in use by another launch: wait for it, or choose another."
+            f"run_dir={directory} is in use by another launch: wait until it ends, or choose "
+            f"another run_dir."
         ) from None
-    except (OSError, NotImplementedError) as error:  # the latter where there are no locks
+    except (OSError, NotImplementedError) as error:  # the latter on file systems without locks
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(
-            f"run_dir={directory} cannot be written ({reason}): choose another."
+            f"run_dir={directory} cannot be written ({reason}): choose another run_dir."
         ) from error
 
 
 def write_config(directory: Path, config: Config, overrides: Sequence[str]) -> None:
-    """Write down what runs: the resolved config, and what was given on the command line.
+    """Write the resolved config and the overrides from the command line.
 
     Raises:
-        InputError: The directory cannot be written; what was there is untouched.
+        InputError: The directory cannot be written; its files are untouched.
     """
     _write_yaml(directory / "config.yaml", plain_config(config))
     _write_yaml(directory / "overrides.yaml", list(overrides))
 
 
 def _check_resume(directory: Path, resume: Resume) -> None:
-    holds_run = any((directory / "checkpoints").glob("*.pt"))
+    holds_run = any((directory / "checkpoints").glob("*.safetensors"))
     if holds_run and resume is Resume.never:
         raise InputError(
             f"run_dir={directory} already holds a run and resume=never: choose a new run_dir, "
@@ -105,7 +107,7 @@ def _check_resume(directory: Path, resume: Resume) -> None:
     if not holds_run and resume is Resume.must:
         raise InputError(
             f"run_dir={directory} holds no checkpoint and resume=must: check the path, "
-            f"or set resume=auto to begin a run there."
+            f"or set resume=auto to start a run there."
         )
 
 

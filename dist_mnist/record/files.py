@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, and what is said where they cannot be written."""
+"""Files that are replaced whole or not at all, and the error if they cannot be written."""
 
 import errno
 import os
@@ -16,9 +16,9 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Only one process may write to a path at a time.
 
     Raises:
-        InputError: It cannot be written; what was there is untouched.
+        InputError: The file cannot be written; the old one is untouched.
     """
-    # One name for all times: what a kill has left behind is gone with the next attempt.
+    # Always the same name, so that the next attempt replaces what a kill left behind.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         try:
@@ -36,7 +36,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the names themselves on the disk, so that a new one survives a power cut."""
+    """Flush the folder's own entries, so that a new file name survives a power cut."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:
@@ -49,8 +49,9 @@ def cannot_write(path: Path, error: OSError) -> InputError:
     """Return the sentence for a file that the system refuses to write."""
     if error.errno in FULL_DISK:
         return InputError(
-            f"{path} cannot be written: the disk is full; make room, and the same run_dir goes on."
+            f"{path} cannot be written: the disk is full; free some space and start again with the "
+            f"same run_dir to continue."
         )
     if error.errno == errno.ENOENT:
-        return InputError(f"{path} cannot be written: its folder has been deleted or moved.")
+        return InputError(f"{path} cannot be written: its folder was deleted or moved.")
     return InputError(f"{path} cannot be written: {error.strerror or error}.")

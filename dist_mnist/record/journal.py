@@ -1,4 +1,4 @@
-"""The journal, `metrics.jsonl`: the record from which wandb and every picture can be made again."""
+"""The journal, `metrics.jsonl`: every picture and the wandb run can be made again from it."""
 
 import json
 import logging
@@ -16,20 +16,18 @@ Line = Mapping[str, Any]
 
 
 class Journal:
-    """The file `metrics.jsonl`: one JSON object a line, only ever added to while a run lasts.
+    """The file `metrics.jsonl`: one JSON object a line, only appended to while a run lasts.
 
     Attributes:
         path: The file.
-        step_lines: How many lines of steps there are, once `cut_back` has been called.
 
     Raises:
-        InputError: It cannot be written; so do all methods but `close`.
+        InputError: The file cannot be written; all methods but `close` raise it too.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "metrics.jsonl"
         self._descriptor = self._open()
-        self.step_lines = 0
 
     def _open(self) -> int:
         try:
@@ -38,32 +36,31 @@ class Journal:
             raise cannot_write(self.path, error) from error
 
     def write(self, line: Line) -> None:
-        """Add a line and hand it to the operating system."""
+        """Append a line and hand it to the operating system."""
         rest = _encoded(line)
         try:
-            while rest:  # a disk that is nearly full takes a part
+            while rest:  # a disk that is nearly full takes only a part
                 rest = rest[os.write(self._descriptor, rest) :]
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        self.step_lines += line["kind"] == "step"
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
 
     def sync(self) -> None:
-        """Put all lines on the disk, so that a checkpoint never knows more than the journal."""
+        """Put all lines on the disk, so that a checkpoint is never ahead of the journal."""
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise cannot_write(self.path, error) from error
         if os.fstat(self._descriptor).st_nlink == 0:
             raise InputError(
-                f"{self.path} was deleted while the run was writing to it: begin in a new run_dir."
+                f"{self.path} was deleted while the run was writing to it: start in a new run_dir."
             )
 
     def cut_back(self, step: int, finished_epochs: int) -> list[Line]:
-        """Drop what a run that continues from a checkpoint will write again, and what is damaged.
+        """Drop the lines that a run will write again when it continues, and damaged ones.
 
         Args:
             step: The checkpoint's step; later step lines go.
@@ -81,7 +78,6 @@ class Journal:
         write_atomically(self.path, b"".join(map(_encoded, kept)))
         before, self._descriptor = self._descriptor, self._open()
         os.close(before)
-        self.step_lines = sum(line["kind"] == "step" for line in kept)
         return kept
 
 
@@ -90,9 +86,9 @@ def _encoded(line: Line) -> bytes:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the journal's lines; those that cannot be read are left out, with a warning.
+    """Return the journal's lines; unreadable ones are skipped with a warning.
 
-    A last line that a crash tore off is left out without one: the run writes it again.
+    A last line that a crash cut off is skipped without one: the run writes it again.
 
     Raises:
         InputError: The file itself cannot be read.
@@ -105,7 +101,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     damaged = [number for number, line in enumerate(lines, start=1) if line is None]
     if damaged:
         shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        logger.warning("%s: left out what cannot be read: line %s", path, shown)
+        logger.warning("%s: skipped unreadable lines: %s", path, shown)
     return [line for line in lines if line is not None]
 
 

@@ -1,7 +1,8 @@
-"""The pictures of a run, drawn from its journal and from the answers to the test set."""
+"""The pictures of a run, drawn from its journal and from its predictions on the test set."""
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,25 +10,38 @@ import torch
 
 from dist_mnist.record.files import cannot_write, write_atomically
 from dist_mnist.record.journal import read_journal
-from dist_mnist.training.progress import Evaluation, Mistake
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MISTAKES_SHOWN = 24
-DPI = 100  # pixels an inch
-TRAIN_COLOUR, VALIDATION_COLOUR = "#3b6fb6", "#d1682b"
+DPI = 100
+TRAIN_COLOR, VALIDATION_COLOR = "#3b6fb6", "#d1682b"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong prediction, and how confident the network was in it (a probability)."""
+
+    index: int
+    label: int
+    prediction: int
+    confidence: float
 
 
 def draw_all(
-    run_dir: Path, test: Evaluation, images: torch.Tensor, classes: Sequence[str]
+    run_dir: Path,
+    confusion: torch.Tensor,
+    mistakes: Sequence[Mistake],
+    images: torch.Tensor,
+    classes: Sequence[str],
 ) -> list[Path]:
     """Draw every picture into `plots/`.
 
     Args:
         run_dir: The run's directory, with its journal.
-        test: The answers to the test set.
+        confusion: Counts, int64 of shape (classes, classes), a row for each label.
+        mistakes: Wrong predictions, the most confident ones first.
         images: The test set, uint8 of shape (N, C, H, W).
         classes: The names of the classes.
 
@@ -39,8 +53,8 @@ def draw_all(
     """
     return [
         draw_curves(run_dir),
-        draw_confusion(run_dir, test.confusion(len(classes)), classes),
-        draw_mistakes(run_dir, test.worst_mistakes(MISTAKES_SHOWN), images, classes),
+        draw_confusion(run_dir, confusion, classes),
+        draw_mistakes(run_dir, mistakes, images, classes),
     ]
 
 
@@ -55,7 +69,7 @@ def draw_curves(run_dir: Path) -> Path:
     loss_axes.yaxis.set_major_formatter("{x:g}")
     loss_axes.yaxis.set_minor_formatter("{x:g}")
     _draw_metric(accuracy_axes, lines, "accuracy")
-    # The first steps score next to nothing: show what lies near the validation scores.
+    # The first steps score next to nothing, so show only the range near the validation scores.
     scores = [line.get("validation/accuracy") for line in lines if line["kind"] == "epoch"]
     worst = min((score for score in scores if score is not None), default=0.0)
     accuracy_axes.set_ylim(bottom=1 - min(1.0, max(0.01, 4 * (1 - worst))), top=1.0)
@@ -64,17 +78,17 @@ def draw_curves(run_dir: Path) -> Path:
 
 
 def _draw_metric(axes: "Axes", lines: Sequence[dict[str, Any]], metric: str) -> None:
-    def draw(kind: str, key: str, style: str, colour: str, label: str) -> bool:
+    def draw(kind: str, key: str, style: str, color: str, label: str) -> bool:
         chosen = [line for line in lines if line["kind"] == kind and line.get(key) is not None]
         if chosen:
             steps, values = [line["step"] for line in chosen], [line[key] for line in chosen]
-            axes.plot(steps, values, style, color=colour, label=label)
+            axes.plot(steps, values, style, color=color, label=label)
         return len(chosen) > 0
 
-    train = (f"train/{metric}", ".-", TRAIN_COLOUR, "train, while training")
-    if not draw("step", *train):  # a run too short for a line of its steps
+    train = (f"train/{metric}", ".-", TRAIN_COLOR, "train, while training")
+    if not draw("step", *train):  # the run was too short for step lines
         draw("epoch", *train)
-    draw("epoch", f"validation/{metric}", "o-", VALIDATION_COLOUR, "validation, after each epoch")
+    draw("epoch", f"validation/{metric}", "o-", VALIDATION_COLOR, "validation, after each epoch")
     axes.set(title=metric, xlabel="step")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
@@ -92,14 +106,14 @@ def draw_confusion(run_dir: Path, confusion: torch.Tensor, classes: Sequence[str
     figure = _figure(max(4.8, 0.28 * count), max(4.4, 0.26 * count))
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    # The right answers would drown the rest: colour the mistakes, write all the numbers.
+    # Correct predictions would drown the rest: color the mistakes only, but write all numbers.
     mistakes = confusion.clone().fill_diagonal_(0)
     axes.imshow(mistakes.numpy(), cmap="Oranges")
     if count <= 12:
         for row, column in confusion.nonzero().tolist():
-            colour = "black" if mistakes[row, column] <= 0.6 * mistakes.max() else "white"
+            color = "black" if mistakes[row, column] <= 0.6 * mistakes.max() else "white"
             text = str(int(confusion[row, column]))
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(count), classes, rotation=0 if count <= 12 else 90, fontsize=8)
     axes.set_yticks(range(count), classes, fontsize=8)
     axes.set(title="test set: label against prediction", xlabel="prediction", ylabel="label")
@@ -109,11 +123,11 @@ def draw_confusion(run_dir: Path, confusion: torch.Tensor, classes: Sequence[str
 def draw_mistakes(
     run_dir: Path, mistakes: Sequence[Mistake], images: torch.Tensor, classes: Sequence[str]
 ) -> Path:
-    """Draw the worst mistakes, each image with label, prediction and confidence; return the path.
+    """Draw the worst mistakes with label, prediction and confidence; return the PNG's path.
 
     Args:
         run_dir: The run's directory.
-        mistakes: The surest wrong predictions first.
+        mistakes: Wrong predictions, the most confident ones first.
         images: The set they are from, uint8 of shape (N, C, H, W).
         classes: The names of the classes.
     """
@@ -127,7 +141,7 @@ def draw_mistakes(
         bottom = (rows - 1 - place // columns) * cell_height + 4
         image = images[mistake.index].movedim(0, -1).squeeze(-1)
         large = image.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
-        # Straight onto the canvas: two dozen axes would take longer than an epoch's validation.
+        # Directly onto the canvas: two dozen axes would take longer than validating an epoch.
         figure.figimage(large.numpy(), left, bottom, cmap="gray", vmin=0, vmax=255)
         label, prediction = classes[mistake.label], classes[mistake.prediction]
         figure.text(
@@ -141,7 +155,7 @@ def draw_mistakes(
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """Return a figure of so many inches, without pyplot, whose state is global."""
+    """Return a figure in inches, made without pyplot, which keeps global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI)
