@@ -1,7 +1,7 @@
-"""Random changes to a batch of training images, on the device the images are on.
+"""Random changes to a batch of training images, on their own device.
 
-Every image has random numbers of its own, so what happens to it does not depend on the company it
-comes in: a global batch is changed in the same way however many processes share it.
+Every image has its own random numbers, so a global batch is changed in the same way however many
+processes share it.
 """
 
 import math
@@ -21,7 +21,7 @@ def augment(
 
     Args:
         images: uint8 of shape (B, C, H, W).
-        config: How far; with zeros the images come back as they are.
+        config: How far to change them; zeros leave the images as they are.
         numbers: float32 of shape (NUMBERS_PER_IMAGE, B), uniform from 0 to below 1.
 
     Returns:
@@ -40,12 +40,12 @@ def augment(
 
 
 def shift(images: torch.Tensor, most: int, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Move each image by whole pixels; zeros come in from outside.
+    """Move each image by whole pixels; zeros fill the gaps.
 
     Args:
         images: uint8 of shape (B, C, H, W), B at least 1.
-        most: The farthest move in each direction.
-        down: int64 of shape (B,): 0 for `most` pixels down, 2 * most for as many up.
+        most: The largest move in each direction, in pixels.
+        down: int64 of shape (B,), from 0 for `most` pixels down to 2 * most for as many up.
         right: The same along the other axis.
     """
     count, channels, height, width = images.shape
@@ -53,8 +53,8 @@ def shift(images: torch.Tensor, most: int, down: torch.Tensor, right: torch.Tens
     if images.device.type != "cpu":
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         return windows[torch.arange(count, device=images.device), :, down, right]
-    # Further down or right begins later in memory, so each image moves as one copy of one stretch,
-    # which on a CPU is several times faster than looking up its pixels.
+    # A move is only an offset in memory, so each image is one copy of one contiguous stretch, which
+    # on a CPU is several times faster than looking up its pixels.
     image, channel, row, _ = padded.stride()
     starts = torch.arange(0, count * image, image) + down * row + right
     stretch = image - 2 * most * row - 2 * most
@@ -65,15 +65,15 @@ def shift(images: torch.Tensor, most: int, down: torch.Tensor, right: torch.Tens
 def rotate_and_scale(
     images: torch.Tensor, degrees: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Turn each image about its centre and scale it, with bilinear interpolation.
+    """Rotate each image about its center and scale it, with bilinear interpolation.
 
     Args:
         images: uint8 of shape (B, C, H, W).
         degrees: float32 of shape (B,).
-        scale: float32 of shape (B,); 1.1 makes what is on the image a tenth larger.
+        scale: float32 of shape (B,); 1.1 makes the picture a tenth larger.
     """
     angle = degrees * (math.pi / 180)
-    # The grid says where each output pixel comes from: a larger image comes from a smaller step.
+    # The grid says where each output pixel comes from: a larger picture needs smaller steps.
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     zero = torch.zeros_like(angle)
     matrix = torch.stack((cosine, -sine, zero, sine, cosine, zero), dim=1).view(-1, 2, 3)

@@ -1,4 +1,4 @@
-"""The files of a data set: found, or fetched once and whole however many processes ask."""
+"""Finds the files of a data set, or downloads them once, however many processes ask."""
 
 import errno
 import shutil
@@ -18,21 +18,21 @@ from dist_mnist.config.targets import instantiate
 from dist_mnist.record.files import FULL_DISK, cannot_write
 
 ARCHIVES = (".gz", ".xz", ".zip")
-DOWNLOAD_TIMEOUT_SECONDS = 30  # without it, a network that swallows packets holds us for minutes
+DOWNLOAD_TIMEOUT_SECONDS = 30  # otherwise a network that drops packets would hang for minutes
 
 
 def open_dataset(config: DataConfig, train: bool, trusted_modules: Sequence[str] = ()) -> Any:
-    """Build the data set object that `config.dataset` names, fetching its files where missing.
+    """Build the data set object that `config.dataset` names; download its files if necessary.
 
-    Files arrive in a temporary folder and are renamed into place, so whoever reads without the
-    lock finds all of a file or none of it. Archives that already lie in the folder are used.
+    Files are downloaded to a temporary folder and then moved into place, so that a process that
+    reads without the lock finds a whole file or none. Archives in the folder are used.
 
     Returns:
         The data set, with the attributes `data` and `targets`.
 
     Raises:
-        InputError: The folder cannot be written, or the files are missing or damaged there and
-            cannot be downloaded.
+        InputError: The files are missing or damaged and cannot be downloaded, or the folder cannot
+            be written.
     """
 
     def build(root: Path, download: bool) -> Any:
@@ -51,32 +51,34 @@ def open_dataset(config: DataConfig, train: bool, trusted_modules: Sequence[str]
         return build(root, download=False)
     except BuildError as error:
         if isinstance(error.__cause__, TypeError):
-            raise  # wrong arguments, and no matter of files
-        # Otherwise missing or damaged, or another process is about to finish fetching it.
+            raise  # wrong arguments; the files do not matter
+        # Otherwise they are missing or damaged, or another process is just downloading them.
     with _lock(root):
         try:
             return build(root, download=False)
         except BuildError as missing:
-            _fetch(build, root, config, missing)
+            _download(build, root, config, missing)
             return build(root, download=False)
 
 
 def _lock(root: Path) -> AbstractContextManager[object]:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return FileLock(root / ".fetching.lock").acquire()
+        return FileLock(root / ".downloading.lock").acquire()
     except OSError as error:
         raise InputError(
             f"data.root={root} cannot be written ({error.strerror}): "
-            f"set data.root to a folder that can, or that holds the files."
+            f"set data.root to a folder that can be written, or that holds the files."
         ) from error
 
 
-def _fetch(build: Callable[..., Any], root: Path, config: DataConfig, missing: BuildError) -> None:
+def _download(
+    build: Callable[..., Any], root: Path, config: DataConfig, missing: BuildError
+) -> None:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
-        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=root) as folder:
+        with tempfile.TemporaryDirectory(prefix=".downloading-", dir=root) as folder:
             temporary = Path(folder)
             _copy_archives(root, temporary)
             build(temporary, download=True)
@@ -86,8 +88,8 @@ def _fetch(build: Callable[..., Any], root: Path, config: DataConfig, missing: B
             raise cannot_write(root, OSError(errno.ENOSPC, "")) from error
         reasons = one_line(missing.__cause__), one_line(error.__cause__ or error)
         raise InputError(
-            f"{config.name} can neither be read from data.root={root} ({reasons[0]}) nor fetched "
-            f"({reasons[1]}): put its files, or the archives that they come in, into "
+            f"{config.name} cannot be read from data.root={root} ({reasons[0]}) or downloaded "
+            f"({reasons[1]}): put its files, or the archives they come in, into "
             f"{root / config.dataset['_target_'].rpartition('.')[2] / 'raw'}."
         ) from error
     finally:
@@ -95,7 +97,7 @@ def _fetch(build: Callable[..., Any], root: Path, config: DataConfig, missing: B
 
 
 def _copy_archives(source: Path, target: Path) -> None:
-    """Copy, not link: torchvision writes over an archive whose checksum is wrong."""
+    """Copy the archives; torchvision would overwrite a linked one if its checksum is wrong."""
     for archive in source.glob("*/raw/*"):
         if archive.suffix in ARCHIVES:
             copy = target / archive.relative_to(source)

@@ -1,4 +1,4 @@
-"""EMNIST, the way a reader expects it."""
+"""EMNIST with upright images and labels from 0."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import torchvision
 
 
 class EMNIST(torchvision.datasets.EMNIST):  # type: ignore[misc]
-    """torchvision's EMNIST with upright images and labels that start at 0.
+    """torchvision's EMNIST with upright images and labels from 0.
 
-    The files hold each image mirrored along its diagonal, and the `letters` split counts its
-    labels from 1 (Cohen et al. 2017, https://arxiv.org/abs/1702.05373).
+    In the files each image is mirrored along its diagonal, and the labels of the `letters` split
+    start at 1 (Cohen et al. 2017, https://arxiv.org/abs/1702.05373).
 
     Attributes:
         data: Images, uint8 of shape (N, 28, 28), white on black.

@@ -1,7 +1,7 @@
-"""Which samples each process sees in each step: a pure function of (seed, epoch).
+"""Distributes each epoch's samples over steps and processes: a pure function of (seed, epoch).
 
-The global batch k of an epoch is the same set of samples at every world size, and nothing has to
-be remembered to continue in the middle of an epoch but the number of batches done.
+The global batch k of an epoch is the same set of samples at every world size. To continue in the
+middle of an epoch, only the number of batches done has to be known.
 """
 
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ import torch
 from torch.utils.data import Sampler
 
 from dist_mnist.data.seeding import keyed_seed
-from dist_mnist.distributed.gradients import World
+from dist_mnist.distributed.world import World
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """How one epoch's samples fall into global batches.
+    """The sizes of an epoch and of its global batches.
 
     Attributes:
         size: The number of samples.
-        global_batch_size: The number of samples in every batch but the last, which may be short.
+        global_batch_size: The number of samples in a batch; the last batch may be smaller.
     """
 
     size: int
@@ -37,15 +37,15 @@ class EpochOrder:
 class DistributedBatchSampler(Sampler[torch.Tensor]):
     """This process's share of each global batch of one epoch, as index tensors.
 
-    No sample is padded, repeated or dropped. Every process yields the same number of shares, whose
-    sizes differ by one at most; a share of a short last batch may be empty.
+    No sample is padded, repeated or dropped. Every process yields the same number of shares. Their
+    sizes differ by at most one; in a small last batch, a share may be empty.
 
     Args:
         order: The sizes.
         world: This process.
         seed: The run's seed.
         epoch: From 0; each epoch has an order of its own.
-        first_batch: Where to begin, for a run that continues in the middle of an epoch.
+        first_batch: The first batch to yield, for a run that continues in the middle of an epoch.
     """
 
     def __init__(

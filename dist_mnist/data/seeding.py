@@ -1,4 +1,4 @@
-"""Random numbers as a function of what they are for, not of what was drawn before."""
+"""Random numbers that depend on their purpose, not on what was drawn before."""
 
 import hashlib
 
@@ -6,10 +6,10 @@ import torch
 
 
 def keyed_seed(*key: int | str) -> int:
-    """Return a seed that depends on the key alone, such as (seed, "step", step, rank).
+    """Return a seed that depends only on the key, such as (seed, "step", step, rank).
 
-    The same key gives the same seed in every process and after every restart, so nothing about
-    random numbers has to be stored to continue a run.
+    The same key gives the same seed in every process and after every restart, so a run can continue
+    without any stored random state.
 
     Returns:
         An integer from 0 to 2**63 - 1.
@@ -21,8 +21,8 @@ def keyed_seed(*key: int | str) -> int:
 def seed_device(device: torch.device, seed: int) -> None:
     """Seed the default generators of the CPU and of a device.
 
-    `torch.manual_seed` would also queue the seed for every GPU that this process never uses, which
-    takes longer than a small network's training step.
+    `torch.manual_seed` would also queue the seed for every GPU that this process does not use,
+    which takes longer than a training step of a small network.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":

@@ -1,7 +1,7 @@
-"""Losses beside torch's own. Each gives one value per sample, shape (B,), and sums nothing.
+"""Losses in addition to torch's own. Each returns one value per sample, of shape (B,).
 
-The loop adds the values up and divides by the global batch, so the gradient is the exact mean
-whatever the shares of the processes.
+The loop sums the values and divides by the size of the global batch, so the gradient is the exact
+mean, whatever the shares of the processes.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 class NegativeLogLikelihood(nn.Module):
     """The negative log-probability of each label.
 
-    Takes log-probabilities or logits: log-softmax leaves log-probabilities as they are.
+    Accepts log-probabilities or logits: log-softmax does not change log-probabilities.
     """
 
     def forward(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The networks. Each takes images of shape (B, C, H, W) and gives logits of shape (B, classes)."""
+"""The networks. Each maps images of shape (B, C, H, W) to logits of shape (B, classes)."""
 
 from collections.abc import Sequence
 from math import prod
@@ -8,14 +8,14 @@ from torch import nn
 
 
 class MLP(nn.Module):
-    """Fully connected layers with ReLU between; with no hidden layer, softmax regression.
+    """Fully connected layers with ReLU in between; without a hidden layer, softmax regression.
 
     Args:
         image_shape: Channels, height and width.
-        num_classes: The size of the output.
+        num_classes: The number of outputs.
         hidden_sizes: The width of each hidden layer.
-        dropout: The share of hidden values that training sets to zero.
-        log_probabilities: End in log-softmax, as networks for the NLL loss do.
+        dropout: The fraction of hidden values that training sets to zero.
+        log_probabilities: Whether to end in log-softmax, as networks for the NLL loss do.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class MLP(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """A plain convolutional network: no padding, max-pooling after every layer but the last.
+    """A plain convolutional network: no padding, max-pooling after every layer except the last.
 
-    A layer with a stride above 1 makes its output smaller by itself and is not pooled.
+    A layer with a stride above 1 already shrinks its output, so it is not pooled.
 
     Args:
         image_shape: Channels, height and width.
-        num_classes: The size of the output.
+        num_classes: The number of outputs.
         channels: Output channels of each convolution.
-        kernel_sizes: The side of each convolution's kernel.
-        strides: The stride of each convolution; None for 1 throughout.
-        dropout: The share of features that training sets to zero before the linear layer.
+        kernel_sizes: The width and height of each convolution's kernel.
+        strides: The stride of each convolution; None for 1 everywhere.
+        dropout: The fraction of features that training sets to zero before the linear layer.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class ConvNet(nn.Module):
         if not len(channels) == len(kernel_sizes) == len(strides):
             raise ValueError(
                 f"channels={channels}, kernel_sizes={kernel_sizes} and strides={strides} "
-                f"differ in number"
+                f"must have the same length"
             )
         for index, out in enumerate(channels):
             kernel, stride = kernel_sizes[index], strides[index]
             layers.append(nn.Conv2d(width, out, kernel, stride, bias=False))
             side = (side - kernel) // stride + 1
             if stride == 1 and index < len(channels) - 1:
-                # Before the normalisation, which then has a quarter of the values to work on.
+                # Before batch norm, which then has only a quarter of the values to normalize.
                 layers.append(nn.MaxPool2d(2))
                 side //= 2
             layers += [nn.BatchNorm2d(out), nn.ReLU()]
@@ -130,10 +130,10 @@ class ResNet(nn.Module):
 
     Args:
         image_shape: Channels, height and width.
-        num_classes: The size of the output.
+        num_classes: The number of outputs.
         channels: Output channels of each stage.
         blocks_per_stage: Residual blocks in each stage.
-        dropout: The share of features that training sets to zero before the linear layer.
+        dropout: The fraction of features that training sets to zero before the linear layer.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Automatic mixed precision: what the forward pass computes in, and gradients kept in range."""
+"""Automatic mixed precision: the dtype of the forward pass, and the scale of the gradients."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,10 +15,10 @@ DTYPES = {
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return what the forward pass computes in on a device.
+    """Return the dtype that the forward pass computes in on a device.
 
     Raises:
-        InputError: fp16 was asked for on the CPU, which has no fast form of it.
+        InputError: fp16 was asked for on the CPU, where it is slow.
     """
     if precision is Precision.fp16 and device.type == "cpu":
         raise InputError("trainer.precision=fp16 needs a GPU: use bf16 or fp32 on the CPU.")
@@ -32,10 +32,10 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Run what is inside in `dtype` where that is safe; float32 changes nothing."""
+    """Compute in `dtype` inside, in the operations where that is safe; float32 changes nothing."""
     return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
 
 
 def gradient_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """Return a scaler that keeps float16 gradients from vanishing, and passes others through."""
+    """Return a scaler that keeps float16 gradients from vanishing; it does nothing for others."""
     return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)

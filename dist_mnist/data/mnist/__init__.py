@@ -1,7 +1,7 @@
-"""MNIST, shipped with the package: no network, and never half a file.
+"""MNIST, shipped with the package, so it needs no network.
 
-The four gzipped files beside this one are the originals (LeCun, Cortes, Burges). They are unpacked
-into the data folder in torchvision's own layout, `MNIST/raw/`, for whoever else reads it there.
+The four gzipped files in this folder are the originals (LeCun, Cortes, Burges). They are unpacked
+into the data folder in torchvision's own layout, `MNIST/raw/`, so that other programs can use them.
 """
 
 import gzip
@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from torch.utils.data import Dataset
 
-# SHA-256 of each file once decompressed.
+# SHA-256 of each decompressed file.
 CHECKSUMS = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -30,7 +30,7 @@ class MNIST(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         classes: The ten digits' names.
 
     Raises:
-        OSError: As `read_verified`.
+        OSError: As in `read_verified`.
     """
 
     classes = tuple("0123456789")
@@ -38,7 +38,7 @@ class MNIST(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __init__(self, root: str, train: bool = True, download: bool = True) -> None:
         folder = Path(root) / "MNIST" / "raw"
         part = "train" if train else "t10k"
-        # The checksums vouch for the headers, so the sizes need no parsing.
+        # The checksums cover the headers, so the sizes need no parsing.
         images = read_verified(folder, f"{part}-images-idx3-ubyte")
         labels = read_verified(folder, f"{part}-labels-idx1-ubyte")
         self.data = torch.frombuffer(images, dtype=torch.uint8, offset=16).view(-1, 28, 28)
@@ -52,14 +52,14 @@ class MNIST(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def read_verified(folder: Path, name: str) -> bytearray:
-    """Return one of the four files, unpacking it first where it is missing or not the original.
+    """Return one of the four files, after unpacking it if it is missing or not the original.
 
-    Every process verifies the very bytes it returns, so it does not matter who unpacked the file
-    or when. One process at a time unpacks, into a temporary file that is renamed into place.
+    Every process verifies the bytes that it returns, so it does not matter which process unpacked
+    the file. One process at a time unpacks, into a temporary file that is renamed into place.
 
     Raises:
-        OSError: The folder cannot be written and does not hold the file either, or the file in
-            the package is damaged.
+        OSError: The file is missing and its folder cannot be written, or the file in the package is
+            damaged.
     """
     path = folder / name
     content = _read_if_original(path)
@@ -72,7 +72,7 @@ def read_verified(folder: Path, name: str) -> bytearray:
 
 def _read_if_original(path: Path) -> bytearray | None:
     try:
-        # Straight into what the tensors will use: a copy would be 47 MB.
+        # Read into the memory that the tensors will use: a copy would take 47 MB.
         content = bytearray(path.stat().st_size)
         with path.open("rb") as file:
             file.readinto(content)
@@ -89,8 +89,8 @@ def _unpack(path: Path) -> bytearray:
     packed = Path(__file__).parent / f"{path.name}.gz"
     content = bytearray(gzip.decompress(packed.read_bytes()))
     if not _is_original(path.name, content):
-        raise OSError(f"{packed} is damaged: install dist_mnist again")
-    temporary = path.with_name(f".{path.name}.tmp")  # one for all: who writes holds the lock
+        raise OSError(f"{packed} is damaged: reinstall dist_mnist")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: one process has the lock
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

@@ -1,0 +1,112 @@
+"""A trained network with its preprocessing: uint8 images in, probabilities out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import Config, config_from_plain
+from dist_mnist.data.images import Normalization
+from dist_mnist.models.build import build_model, load_weights
+from dist_mnist.models.precision import autocast, compute_dtype
+from dist_mnist.record import checkpoint
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network together with everything that turns an image into an answer.
+
+    Attributes:
+        model: The bare network, on the device where it computes.
+        normalization: The one it was trained with.
+        dtype: The dtype of its forward pass.
+        classes: The names of the classes, in the order of the outputs.
+    """
+
+    model: nn.Module
+    normalization: Normalization
+    dtype: torch.dtype
+    classes: tuple[str, ...]
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Map uint8 images (B, C, H, W) on the network's device to float32 logits (B, classes).
+
+        The network computes in the mode it is in; `load_classifier` returns it in eval mode.
+        """
+        with autocast(images.device, self.dtype):
+            outputs: torch.Tensor = self.model(self.normalization(images))
+        return outputs.float()
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Map uint8 images (B, C, H, W), on any device, to probabilities.
+
+        Returns:
+            float32 of shape (B, classes), each row with a sum of 1, on the network's device.
+
+        Raises:
+            InputError: The images are not uint8, or not four-dimensional.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise InputError(
+                f"images must be torch.uint8 of shape (count, channels, height, width), not "
+                f"{images.dtype} of shape {tuple(images.shape)}."
+            )
+        device = next((p.device for p in self.model.parameters()), images.device)
+        return self.logits(images.to(device)).softmax(dim=1)
+
+
+def load_classifier(
+    path: str | Path, device: str = "cpu", trusted_modules: Sequence[str] = ()
+) -> Classifier:
+    """Load a trained network with its preprocessing, in eval mode.
+
+    Args:
+        path: A run directory, of which the best checkpoint is taken, or a checkpoint file.
+        device: Where the network shall compute, such as "cpu" or "cuda".
+        trusted_modules: Modules of your own that the checkpoint's network may come from.
+
+    Raises:
+        InputError: There is no checkpoint, or it cannot be used.
+    """
+    content = checkpoint.load(checkpoint.resolve(Path(path)))
+    changes = {"trainer": {"precision": "auto"}, "trusted_modules": list(trusted_modules)}
+    config = config_from_plain(content["config"], changes)
+    return classifier_from_checkpoint(content, config, torch.device(device))
+
+
+def classifier_from_checkpoint(
+    content: dict[str, Any], config: Config, device: torch.device
+) -> Classifier:
+    """Build the network that a checkpoint holds, in eval mode.
+
+    Args:
+        content: What `checkpoint.load` returned.
+        config: The config in it, with changes to it, such as another precision.
+        device: Where the network shall compute.
+
+    Raises:
+        InputError: The network cannot be built, or its weights or normalization do not fit.
+    """
+    model = build_model(config)
+    load_weights(model, content["model"])
+    return Classifier(
+        model=model.to(device).eval(),
+        normalization=_normalization(content["normalization"]),
+        dtype=compute_dtype(config.trainer.precision, device),
+        classes=tuple(str(name) for name in content["classes"]),
+    )
+
+
+def _normalization(saved: dict[str, Any]) -> Normalization:
+    mean, std = saved.get("mean"), saved.get("std")
+    if not (isinstance(mean, float) and isinstance(std, float) and std > 0):
+        raise InputError(
+            f"the checkpoint's normalization cannot be used: mean={mean} and std={std} are not "
+            f"those of pixels."
+        )
+    return Normalization(mean, std)
