@@ -1,56 +1,167 @@
 """The exact score of a network on a set of images, however many processes share the work."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
-from dist_mnist.data.splits import ImageTensors, Normalization
-from dist_mnist.distributed import whereabouts
-from dist_mnist.distributed.gradients import World, all_reduce_sum, broadcast_buffers
-from dist_mnist.models.precision import autocast
-from dist_mnist.training.progress import Evaluation
+from dist_mnist.config.schema import config_from_plain
+from dist_mnist.data.images import ImageTensors
+from dist_mnist.data.splits import load_part
+from dist_mnist.distributed import watchdog
+from dist_mnist.distributed.watchdog import Phase
+from dist_mnist.distributed.world import (
+    World,
+    all_reduce_sum,
+    broadcast_buffers,
+    broadcast_object,
+)
+from dist_mnist.models.build import build_loss
+from dist_mnist.models.classifier import Classifier, classifier_from_checkpoint
+from dist_mnist.record import checkpoint
+from dist_mnist.record.pictures import Mistake
+from dist_mnist.training.progress import rounded
+from dist_mnist.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The prediction for every sample of a set, in the set's order, the same on every rank.
+
+    Attributes:
+        labels: int64 of shape (N,), on the CPU like the others.
+        predictions: int64 of shape (N,).
+        confidences: float32 of shape (N,), the probability of the predicted class.
+        losses: float32 of shape (N,).
+    """
+
+    labels: torch.Tensor
+    predictions: torch.Tensor
+    confidences: torch.Tensor
+    losses: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        return len(self.labels)
+
+    @property
+    def correct(self) -> int:
+        """The number of samples that were predicted correctly."""
+        return int((self.predictions == self.labels).sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of samples that were predicted correctly."""
+        return self.correct / self.count
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of a sample."""
+        return float(self.losses.double().mean())
+
+    def confusion(self, num_classes: int) -> torch.Tensor:
+        """Return how often label i was predicted as j, int64 of shape (classes, classes)."""
+        cells = self.labels * num_classes + self.predictions
+        return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+
+    def worst_mistakes(self, most: int) -> list[Mistake]:
+        """Return the wrong predictions with the highest confidence, in that order."""
+        wrong = (self.predictions != self.labels).nonzero().flatten()
+        worst = wrong[self.confidences[wrong].argsort(descending=True, stable=True)]
+        return [
+            Mistake(
+                index=index,
+                label=int(self.labels[index]),
+                prediction=int(self.predictions[index]),
+                confidence=float(self.confidences[index]),
+            )
+            for index in worst[:most].tolist()
+        ]
+
+
+def numbers(part: str, evaluation: Evaluation | None) -> dict[str, Any]:
+    """Return a score as the journal has it: loss, accuracy, correct and count of one part.
+
+    Args:
+        part: validation or test.
+        evaluation: The score; None if there are no samples.
+    """
+    return {
+        f"{part}/loss": rounded(evaluation.loss) if evaluation else None,
+        f"{part}/accuracy": rounded(evaluation.accuracy) if evaluation else None,
+        f"{part}/correct": evaluation.correct if evaluation else 0,
+        f"{part}/count": evaluation.count if evaluation else 0,
+    }
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
-    loss: nn.Module,
-    dataset: ImageTensors,
-    normalization: Normalization,
-    world: World,
-    batch_size: int,
-    dtype: torch.dtype,
+    classifier: Classifier, loss: nn.Module, dataset: ImageTensors, world: World, batch_size: int
 ) -> Evaluation:
-    """Predict every sample once, in eval mode; the model is left in the mode it was in.
+    """Predict every sample once, in eval mode; the network is left in the mode it was in.
 
     Every rank takes every `world.size`-th block of samples, the same blocks at any world size, and
-    writes its answers into its own places of one table; one sum over the ranks then gives all of
+    writes its answers into its own places of one table. A sum over the ranks then gives all of
     them the whole table. Every rank must call it.
 
     Args:
-        model: The bare module, on `world.device`.
-        loss: Gives one value per sample.
+        classifier: With its network on `world.device`.
+        loss: Returns one value per sample.
         dataset: The samples, on `world.device`.
-        normalization: What the model was trained with.
         world: This process.
-        batch_size: Samples of a block, which is one forward pass of one process.
-        dtype: What the forward pass computes in.
+        batch_size: The samples of a block, which is one forward pass of one process.
     """
-    was_training = model.training
-    model.eval()
-    broadcast_buffers(world, model)
+    was_training = classifier.model.training
+    classifier.model.eval()
+    broadcast_buffers(world, classifier.model)
     table = torch.zeros(4, len(dataset), device=world.device)
     blocks = range(0, len(dataset), batch_size)
     for start in blocks[world.rank :: world.size]:
-        whereabouts.move()
+        watchdog.keep_alive()
         block = slice(start, start + batch_size)
-        images, labels = dataset.images[block], dataset.labels[block]
-        with autocast(world.device, dtype):
-            outputs = model(normalization(images)).float()
+        outputs, labels = classifier.logits(dataset.images[block]), dataset.labels[block]
         confidences, predictions = outputs.softmax(dim=1).max(dim=1)
         seen = torch.ones_like(confidences)
         table[:, block] = torch.stack((loss(outputs, labels), predictions, confidences, seen))
-    model.train(was_training)
+    classifier.model.train(was_training)
     losses, predictions, confidences, seen = all_reduce_sum(world, table).cpu()
     if not bool((seen == 1).all()):
         raise RuntimeError("evaluation did not see every sample exactly once")
     return Evaluation(dataset.labels.cpu(), predictions.long(), confidences, losses)
+
+
+def validate(state: TrainingState) -> Evaluation | None:
+    """Score the network on the validation part; None if there is none."""
+    watchdog.enter(Phase.EVALUATION, state.progress.step)
+    return score(state, state.splits.validation) if len(state.splits.validation) else None
+
+
+def score(state: TrainingState, dataset: ImageTensors) -> Evaluation:
+    """Score the network on one of the state's sets; every rank must call it."""
+    batch_size = state.config.trainer.evaluation_batch_size
+    return evaluate(state.classifier, state.loss, dataset, state.world, batch_size)
+
+
+def evaluate_checkpoint(path: Path, changes: Mapping[str, Any], world: World) -> Evaluation:
+    """Score a checkpoint on the test set of its data; every rank must call it.
+
+    Args:
+        path: The checkpoint file.
+        changes: Changes to the config it was trained with, nested like the config.
+        world: This process.
+
+    Raises:
+        InputError: The checkpoint or the data cannot be used.
+    """
+    content = broadcast_object(world, checkpoint.load(path) if world.is_main else None)
+    assert content is not None
+    config = config_from_plain(content["config"], changes)
+    classifier = classifier_from_checkpoint(content, config, world.device)
+    test, _ = load_part(config.data, train=False, trusted_modules=config.trusted_modules)
+    loss = build_loss(config).to(world.device)
+    batch_size = config.trainer.evaluation_batch_size
+    return evaluate(classifier, loss, test.to(world.device), world, batch_size)

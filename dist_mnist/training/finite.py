@@ -1,4 +1,4 @@
-"""Notices a loss or a gradient that is not finite, in the step it comes up in."""
+"""Notices a gradient that is not finite, in the step where it comes up."""
 
 import torch
 
@@ -6,32 +6,25 @@ from dist_mnist.config.errors import InputError
 
 
 class NonFiniteError(InputError):
-    """A loss or a gradient is not finite.
-
-    Attributes:
-        step: The step that could not be made, from 1.
-    """
-
-    def __init__(self, message: str, step: int = 0) -> None:
-        super().__init__(message)
-        self.step = step
+    """A loss, a gradient or a weight is not finite."""
 
 
 class FiniteCheck:
-    """Looks at the gradients of every step, which are the same on every rank.
+    """Checks the gradients of every step, which are the same on every rank.
 
-    The first step that is not finite is not made, nor any after it. On a CPU the caller asks after
-    every look. A GPU would have to be waited for: there a fused optimizer sees by itself whether to
-    make the step, and how many it has not made tells later which was the first.
+    The first step that is not finite is skipped, and so are all steps after it. On a CPU the caller
+    asks after every check. A GPU would make it wait, so there a fused optimizer decides by itself
+    whether to skip the step, and the number of skipped steps later tells which one was the first.
 
-    Where a scaler adapts the scale of float16 gradients, it skips steps by itself, and that is
-    no error: here they are counted.
+    If a scaler adapts the scale of float16 gradients, it skips steps by itself, which is not an
+    error: then they are only counted.
 
     Args:
-        optimizer: Whose parameters' gradients to look at.
+        optimizer: Its parameters' gradients are checked.
         scaler: May be disabled.
         device: Where the parameters are.
-        asks_every_step: Whether the caller does.
+        waits_every_step: Whether the caller asks for `skipped_steps` after every check; ignored
+            with an enabled scaler.
     """
 
     def __init__(
@@ -39,7 +32,7 @@ class FiniteCheck:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         device: torch.device,
-        asks_every_step: bool,
+        waits_every_step: bool,
     ) -> None:
         self._parameters = [
             parameter for group in optimizer.param_groups for parameter in group["params"]
@@ -48,25 +41,25 @@ class FiniteCheck:
         self._found, self._count, self._one = (
             torch.full((), value, device=device) for value in (0.0, 0.0, 1.0)
         )
-        self.asks_every_step = asks_every_step and not self._is_scaled
-        # As GradScaler tells a fused optimizer.
+        self.waits_every_step = waits_every_step and not self._is_scaled
+        # GradScaler tells a fused optimizer to skip a step in the same way.
         is_fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        if is_fused and not (self._is_scaled or self.asks_every_step):
+        if is_fused and not (self._is_scaled or self.waits_every_step):
             optimizer.found_inf = self._found  # type: ignore[attr-defined]
 
-    def look(self) -> None:
-        """Take note of whether the gradients are finite now."""
+    def check(self) -> None:
+        """Record whether the gradients are finite now."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._is_scaled:
             self._found.zero_()
-        # What GradScaler looks with: one pass over all of them, here times 1.
+        # The check that GradScaler uses: one pass over all gradients, here with a scale of 1.
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
-        if not self.asks_every_step:
+        if not self.waits_every_step:
             self._count += self._found
 
-    def steps_not_made(self) -> int:
-        """Return how many steps were not finite since this was last asked; waits for the device."""
-        if self.asks_every_step:
+    def skipped_steps(self) -> int:
+        """Return how many steps were skipped since the last call; this waits for the device."""
+        if self.waits_every_step:
             return int(self._found.item())
         count = int(self._count.item())
         self._count.zero_()

@@ -1,10 +1,11 @@
-"""How good the answers are: running totals while training, every sample's answer in evaluation."""
+"""How far a run has come, how well it does while it trains, and the journal lines that say so."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
 import torch
 
-from dist_mnist.distributed.gradients import World, all_reduce_sum
+from dist_mnist.distributed.world import World, all_reduce_sum
 
 UPDATES_COUNTED_AT_ONCE = 32
 LOSS_UNIT = 2.0**-24  # finer than any digit that is shown
@@ -32,20 +33,19 @@ class Totals:
 
     @property
     def accuracy(self) -> float:
-        """The share of samples that were predicted right."""
+        """The fraction of samples that were predicted correctly."""
         return self.correct / self.count
 
 
 class RunningMetrics:
-    """Loss and accuracy of what the network scores while it trains.
+    """Loss and accuracy of the network's outputs while it trains.
 
-    They add up on the device, so a step never waits for it; `reduced` reads them. What the network
-    gave is kept for some steps and then counted at once, which for a small network takes a tenth
-    of the time.
+    They add up on the device, so a step never waits for it; `reduced` reads them. The outputs of
+    several steps are counted at once, which for a small network takes a tenth of the time.
 
     Args:
         world: This process.
-        initial: What the totals begin with, for a run that continues in the middle of an epoch.
+        initial: The totals to start from, for a run that continues in the middle of an epoch.
     """
 
     def __init__(self, world: World, initial: Totals) -> None:
@@ -56,7 +56,7 @@ class RunningMetrics:
         self._uncounted: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def update(self, losses: torch.Tensor, outputs: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take a batch: float losses (B,), float outputs (B, classes), int64 labels (B,)."""
+        """Add a batch: float losses (B,), float outputs (B, classes), int64 labels (B,)."""
         self._uncounted.append((losses, outputs, labels))
         if len(self._uncounted) == UPDATES_COUNTED_AT_ONCE:
             self._count()
@@ -70,7 +70,7 @@ class RunningMetrics:
         if not self._uncounted:
             return
         losses, outputs, labels = map(torch.cat, zip(*self._uncounted, strict=True))
-        # Whole units add up exactly, in whatever order.
+        # Whole units have the same sum in any order.
         units = (losses.to(self._sums.dtype) / LOSS_UNIT).round()
         self._sums[0] += units.sum() * LOSS_UNIT
         self._sums[1] += (outputs.argmax(dim=1) == labels).sum()
@@ -78,67 +78,97 @@ class RunningMetrics:
         self._uncounted.clear()
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong prediction and how sure the network was of it (a probability)."""
-
-    index: int
-    label: int
-    prediction: int
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The answer to every sample of a set, in the set's order, the same on every rank.
+@dataclass
+class Progress:
+    """How far a run has come; part of every checkpoint.
 
     Attributes:
-        labels: int64 of shape (N,), on the CPU like the rest.
-        predictions: int64 of shape (N,).
-        confidences: float32 of shape (N,), the probability given to the prediction.
-        losses: float32 of shape (N,).
+        step: Optimizer steps done.
+        step_lines: Journal lines of steps written.
+        epoch_totals: Train loss and accuracy since the current epoch began.
+        logged_totals: The same at the last step that was logged.
+        epoch_seconds: Time spent training since the current epoch began.
+        best_accuracy: The best validation accuracy of a finished epoch.
+        skipped_steps: Steps that the scaler of float16 gradients has skipped.
     """
 
-    labels: torch.Tensor
-    predictions: torch.Tensor
-    confidences: torch.Tensor
-    losses: torch.Tensor
+    step: int = 0
+    step_lines: int = 0
+    epoch_totals: Totals = field(default_factory=Totals)
+    logged_totals: Totals = field(default_factory=Totals)
+    epoch_seconds: float = 0.0
+    best_accuracy: float | None = None
+    skipped_steps: int = 0
 
-    @property
-    def count(self) -> int:
-        """The number of samples."""
-        return len(self.labels)
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Progress":
+        """Return what `asdict` made plain.
 
-    @property
-    def correct(self) -> int:
-        """The number of samples that were predicted right."""
-        return int((self.predictions == self.labels).sum())
+        Raises:
+            KeyError, TypeError, ValueError: It is not a progress of ours.
+        """
+        totals = {key: Totals(**plain[key]) for key in ("epoch_totals", "logged_totals")}
+        progress = cls(**{**plain, **totals})
+        for key in ("step", "step_lines", "skipped_steps"):
+            if type(plain[key]) is not int or plain[key] < 0:
+                raise ValueError(f"{key}={plain[key]} is not a count")
+        amounts = [*astuple(progress.epoch_totals), *astuple(progress.logged_totals)]
+        amounts += [progress.epoch_seconds, progress.best_accuracy or 0.0]
+        if not all(isinstance(amount, (int, float)) for amount in amounts):
+            raise TypeError("its progress contains something that is not a number")
+        return progress
 
-    @property
-    def accuracy(self) -> float:
-        """The share of samples that were predicted right."""
-        return self.correct / self.count
 
-    @property
-    def loss(self) -> float:
-        """The mean loss of a sample."""
-        return float(self.losses.double().mean())
+def step_line(progress: Progress, epoch: int, learning_rate: float) -> dict[str, Any]:
+    """Return the journal line for the steps since the last such line, and count it.
 
-    def confusion(self, num_classes: int) -> torch.Tensor:
-        """Return how often label i was predicted as j, int64 of shape (classes, classes)."""
-        cells = self.labels * num_classes + self.predictions
-        return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+    Args:
+        progress: With the totals up to now; it is updated.
+        epoch: From 1.
+        learning_rate: Of the last step.
+    """
+    recent = progress.epoch_totals - progress.logged_totals
+    progress.logged_totals = progress.epoch_totals
+    progress.step_lines += 1
+    return {
+        "kind": "step",
+        "epoch": epoch,
+        "step": progress.step,
+        "train/loss": rounded(recent.loss),
+        "train/accuracy": rounded(recent.accuracy),
+        **_pace(progress, learning_rate),
+    }
 
-    def worst_mistakes(self, most: int) -> list[Mistake]:
-        """Return the wrong predictions that the network was surest of, the surest first."""
-        wrong = (self.predictions != self.labels).nonzero().flatten()
-        surest = wrong[self.confidences[wrong].argsort(descending=True, stable=True)]
-        return [
-            Mistake(
-                index=index,
-                label=int(self.labels[index]),
-                prediction=int(self.predictions[index]),
-                confidence=float(self.confidences[index]),
-            )
-            for index in surest[:most].tolist()
-        ]
+
+def epoch_line(
+    progress: Progress, epoch: int, learning_rate: float, validation: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the journal line of an epoch.
+
+    Args:
+        progress: With the totals of the epoch.
+        epoch: From 1.
+        learning_rate: Of the last step.
+        validation: The numbers of the validation, as `evaluation.numbers` returns them.
+    """
+    return {
+        "kind": "epoch",
+        "epoch": epoch,
+        "step": progress.step,
+        "train/loss": rounded(progress.epoch_totals.loss),
+        "train/accuracy": rounded(progress.epoch_totals.accuracy),
+        **validation,
+        "seconds": round(progress.epoch_seconds, 3),
+        **_pace(progress, learning_rate),
+        **({"skipped_steps": progress.skipped_steps} if progress.skipped_steps else {}),
+    }
+
+
+def _pace(progress: Progress, learning_rate: float) -> dict[str, float]:
+    images_per_second = progress.epoch_totals.count / progress.epoch_seconds
+    return {"learning_rate": learning_rate, "images_per_second": round(images_per_second, 1)}
+
+
+def rounded(value: float) -> float:
+    """Drop the digits that depend on the order of a sum."""
+    return round(value, 7)

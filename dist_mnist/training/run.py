@@ -1,225 +1,177 @@
 """One whole run: its directory, its data, the training, the test at the end, the pictures."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.schema import Config, plain_config
+from dist_mnist.config.schema import Config
 from dist_mnist.data.splits import load_splits
-from dist_mnist.distributed import signals, whereabouts
-from dist_mnist.distributed.gradients import (
-    World,
-    all_reduce_max,
-    barrier,
-    broadcast_object,
-    is_restart,
-)
-from dist_mnist.distributed.whereabouts import Phase
-from dist_mnist.record import checkpoint
-from dist_mnist.record import pictures as report
-from dist_mnist.record.console import describe, log_to_file, result_line
-from dist_mnist.record.directory import choose_run_directory, lock_run_directory, write_config
-from dist_mnist.record.journal import Journal, Line
-from dist_mnist.record.recorder import Recorder
-from dist_mnist.record.wandb_run import start_tracking
-from dist_mnist.training.build import TrainingState, build_training_state, load_weights, restore
-from dist_mnist.training.finite import NonFiniteError
-from dist_mnist.training.loop import evidence, fit, score
-from dist_mnist.training.progress import Evaluation
+from dist_mnist.distributed import signals, watchdog
+from dist_mnist.distributed.session import session
+from dist_mnist.distributed.stopping import ending_together
+from dist_mnist.distributed.watchdog import Phase
+from dist_mnist.distributed.world import World, broadcast_object
+from dist_mnist.models.build import load_weights
+from dist_mnist.record import checkpoint, pictures
+from dist_mnist.record.console import log_to_console, result_line
+from dist_mnist.record.directory import choose_run_directory, lock_run_directory
+from dist_mnist.record.recorder import Recorder, open_recorder
+from dist_mnist.record.tracker import Media, Table
+from dist_mnist.training.build import build_training_state, describe
+from dist_mnist.training.evaluation import Evaluation, numbers, score
+from dist_mnist.training.loop import fit
+from dist_mnist.training.state import TrainingState, resume
 
 logger = logging.getLogger(__name__)
 
+MISTAKES_SHOWN = 24
 
-def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Evaluation:
-    """Train as the config says, or go on where its run directory left off, and test the result.
 
-    Every rank must call it; rank 0 writes.
+class Result(NamedTuple):
+    """Where a run is, and how the best checkpoint scores on the test set."""
+
+    run_dir: Path
+    test: Evaluation
+
+
+def train(config: Config) -> Result:
+    """Train as a config says, in this process: for notebooks and scripts.
+
+    The same run as `python -m dist_mnist`, which can be continued with the same `run_dir`.
 
     Args:
-        config: What to train.
-        world: This process.
-        overrides: What was given on the command line, to be written down.
-
-    Returns:
-        The answers of the best checkpoint to the test set, the same on every rank.
+        config: As `compose_config` returns it.
 
     Raises:
         InputError: Something in the config cannot be used; nothing was overwritten.
     """
-    signals.obey()
+    with session(config.trainer.device, config.trainer.timeout_seconds) as world:
+        log_to_console(world.is_main)
+        return run(config, world)
+
+
+def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
+    """Train as the config says, or continue its run directory, and test the result.
+
+    Every rank must call it; rank 0 writes.
+
+    Args:
+        config: The config of the run.
+        world: This process.
+        overrides: What was given on the command line, to be written down.
+
+    Returns:
+        The run directory and the score, the same on every rank.
+
+    Raises:
+        InputError: Something in the config cannot be used; nothing was overwritten.
+        AgreedStop: A signal asked the run to stop; its last step is in a checkpoint.
+    """
+    signals.raise_if_stopped()
     started = perf_counter()
     splits = load_splits(config.data, config.seed, config.trusted_modules).to(world.device)
-    whereabouts.enter(0, Phase.START_UP, "start-up")  # from here on all ranks go together
+    watchdog.enter(Phase.START_UP, 0)  # from here on, ranks wait for each other
     state = build_training_state(config, world, splits)
     run_dir = choose_run_directory(config, world)
     timeout = config.trainer.timeout_seconds
     with lock_run_directory(run_dir, config.resume, timeout) if world.is_main else nullcontext():
-        step_lines = _resume(state, run_dir)
-        with (
-            _ending_together(world),
-            _recorder(state, run_dir, overrides, step_lines) as recorder,
-        ):
+        resume(state, run_dir)
+        with ending_together(world), _recorder(state, run_dir, overrides) as recorder:
             logger.info("%s\nrun directory: %s\n", describe(state), run_dir)
-            fit(state, recorder)
+            _fit(state, run_dir, recorder)
             test = _test(state, run_dir, recorder)
-            if recorder:
-                recorder.tracker.finish(exit_code=0)
-            logger.info(result_line(test, perf_counter() - started, run_dir))
-    return test
+            recorder.finish(run_dir / "checkpoints" / "best.safetensors")
+            seconds = perf_counter() - started
+            logger.info(result_line(numbers("test", test), seconds, run_dir))
+    return Result(run_dir, test)
 
 
-@contextmanager
-def _ending_together(world: World) -> Iterator[None]:
-    """Let no rank end before rank 0 has saved: torchrun would see it, and end rank 0 as well."""
+def _recorder(state: TrainingState, run_dir: Path, overrides: Sequence[str]) -> Any:
+    """Return a context manager: what rank 0 writes to, or nothing on the other ranks."""
+    if not state.world.is_main:
+        return nullcontext(Recorder())
+    progress, finished_epochs = state.progress, state.epoch
+    expected_lines = progress.step_lines + finished_epochs
+    if state.is_over:  # an epoch that was cut short stays, since it will not be trained to its end
+        finished_epochs = math.ceil(progress.step / len(state.order))
+    return open_recorder(
+        run_dir, state.config, overrides, progress.step, finished_epochs, expected_lines
+    )
+
+
+def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
+    if state.is_over:
+        logger.info("already finished with step %d: testing it again", state.progress.step)
+    elif state.progress.step:
+        logger.info("continuing after step %d of %d", state.progress.step, state.last_step)
     try:
-        yield
-    except signals.AgreedStop:
-        whereabouts.leave()
-        barrier(world)
+        fit(state, recorder)
+    except signals.Stopped as stop:
+        logger.info(
+            "stopped by %s after step %d: start again with run_dir=%s to continue",
+            *(stop, state.progress.step, run_dir),
+        )
         raise
 
 
-def _resume(state: TrainingState, run_dir: Path) -> int:
-    """Restore the directory's newest checkpoint, as rank 0 finds it, on every rank.
-
-    Returns:
-        How many lines of steps the journal had when it was saved.
-    """
-    found = checkpoint.newest(run_dir) if state.world.is_main else None
-    (was_started,) = all_reduce_max(state.world, [is_restart()])  # only some agents may count it
-    if found is None and state.world.is_main and was_started:
-        logger.warning(
-            "this launch was started before, and run_dir=%s holds no checkpoint: it begins anew. "
-            "If it had saved one, it was under another run_dir, or on storage that this machine "
-            "does not see.",
-            run_dir,
-        )
-    found = broadcast_object(state.world, found)
-    if found is None:
-        return 0
-    restore(state, found)
-    lines = found.get("journal_step_lines")
-    return lines if isinstance(lines, int) else 0
-
-
-@contextmanager
-def _recorder(
-    state: TrainingState, run_dir: Path, overrides: Sequence[str], step_lines: int
-) -> Iterator[Recorder | None]:
-    """Open what rank 0 writes to; end the wandb run as failed where something goes wrong."""
-    if not state.world.is_main:
-        yield None
-        return
-    config = state.config
-    write_config(run_dir, config, overrides)
-    with log_to_file(run_dir), closing(Journal(run_dir)) as journal:
-        lines = _cut_back(journal, state, step_lines)
-        tracker = start_tracking(config.tracking, run_dir, plain_config(config), lines)
-        recorder = Recorder(run_dir, journal, tracker, config.trainer.keep_checkpoints)
-        try:
-            yield recorder
-        except BaseException as error:
-            _leave(error, state, recorder)
-            raise
-
-
-def _cut_back(journal: Journal, state: TrainingState, step_lines: int) -> list[Line]:
-    """Set the journal back to where the state is; return what is left of it."""
-    step, steps_per_epoch = state.progress.step, len(state.order)
-    # An epoch that was cut short is trained to its end, unless there is nothing left to train.
-    is_over = step >= state.last_step
-    if is_over:
-        logger.info("already finished with step %d: testing it again", step)
-    elif step:
-        logger.info("continuing after step %d of %d", step, state.last_step)
-    finished_epochs = -(-step // steps_per_epoch) if is_over else step // steps_per_epoch
-    lines = journal.cut_back(step, finished_epochs)
-    lost = step_lines + step // steps_per_epoch - len(lines)
-    if lost > 0:
-        logger.warning(
-            "%s has lost %d of the lines that it had when step %d was saved: pictures and wandb "
-            "will lack them.",
-            *(journal.path, lost, step),
-        )
-    return lines
-
-
-def _leave(error: BaseException, state: TrainingState, recorder: Recorder) -> None:
-    """Write down what cuts a run short, and end the wandb run."""
-    if isinstance(error, NonFiniteError):
-        recorder.save_evidence({**evidence(state, error.step), "reason": str(error)}, error.step)
-    is_stopped = isinstance(error, signals.Stopped)
-    if is_stopped:
-        logger.info(
-            "stopped by %s after step %d: run_dir=%s goes on from there",
-            *(error, state.progress.step, recorder.run_dir),
-        )
-    recorder.tracker.finish(exit_code=signals.STOPPED if is_stopped else 1)
-
-
-def _test(state: TrainingState, run_dir: Path, recorder: Recorder | None) -> Evaluation:
-    """Look at the test set, this once, with the best checkpoint."""
-    step = state.progress.step
-    whereabouts.enter(step, Phase.TEST, f"the test after step {step}")
-    best = run_dir / "checkpoints" / "best.pt"
-    weights = _best_weights(state, best) if recorder else None
+def _test(state: TrainingState, run_dir: Path, recorder: Recorder) -> Evaluation:
+    """Score the best checkpoint on the test set, this once, and record it with pictures."""
+    watchdog.enter(Phase.TEST, state.progress.step)
+    weights = _best_weights(state, run_dir) if state.world.is_main else None
     weights = broadcast_object(state.world, weights)
     if weights is not None:
         load_weights(state.model, weights)
-    state.splits = state.splits.without_train()  # room for the pictures
+    state.splits = state.splits.without_train()  # makes room for the pictures
     started = perf_counter()
     test = score(state, state.splits.test)
-    whereabouts.leave()
-    assert test is not None
-    if recorder:
-        _report(state, test, perf_counter() - started, recorder)
-        recorder.tracker.keep(best)
+    seconds = perf_counter() - started
+    watchdog.pause()
+    if state.world.is_main:
+        recorder.record(_test_line(state, test, seconds), _draw(state, test, run_dir))
     return test
 
 
-def _best_weights(state: TrainingState, path: Path) -> dict[str, torch.Tensor] | None:
+def _best_weights(state: TrainingState, run_dir: Path) -> dict[str, torch.Tensor] | None:
     try:
-        weights: dict[str, torch.Tensor] = checkpoint.load(path)["model"]
-        load_weights(state.model, weights)  # or another network's best one would stop every rank
+        content = checkpoint.load(run_dir / "checkpoints" / "best.safetensors")
+        weights: dict[str, torch.Tensor] = content["model"]
+        load_weights(state.model, weights)  # if they do not fit, no rank must get them
     except InputError as error:
         logger.warning("%s Testing the last state instead.", error)
         return None
     return weights
 
 
-def _report(state: TrainingState, test: Evaluation, seconds: float, recorder: Recorder) -> None:
-    """Write the test's line, and draw the pictures, into the run directory and into wandb."""
-    step, classes = state.progress.step, state.splits.classes
-    images = state.splits.test.images.cpu()
-    mistakes = test.worst_mistakes(report.MISTAKES_SHOWN)
-    recorder.record(
-        {
-            "kind": "test",
-            "epoch": -(-step // len(state.order)),
-            "step": step,
-            "test/loss": test.loss,
-            "test/accuracy": test.accuracy,
-            "test/correct": test.correct,
-            "test/count": test.count,
-            "seconds": round(seconds, 3),
-            "test/confusion": test.confusion(len(classes)).tolist(),
-            "test/mistakes": [asdict(mistake) for mistake in mistakes],
-        }
-    )
-    pictures = report.draw_all(recorder.run_dir, test, images, classes)
-    recorder.tracker.log_pictures(pictures, step)
-    recorder.tracker.log_table(
-        "test/worst_mistakes",
-        ["image", "label", "prediction", "confidence"],
-        [
-            [images[m.index, 0], classes[m.label], classes[m.prediction], m.confidence]
-            for m in mistakes
-        ],
-        step,
-    )
+def _test_line(state: TrainingState, test: Evaluation, seconds: float) -> dict[str, Any]:
+    step = state.progress.step
+    return {
+        "kind": "test",
+        "epoch": math.ceil(step / len(state.order)),
+        "step": step,
+        **numbers("test", test),
+        "seconds": round(seconds, 3),
+        "test/confusion": test.confusion(len(state.splits.classes)).tolist(),
+        "test/mistakes": [asdict(mistake) for mistake in test.worst_mistakes(MISTAKES_SHOWN)],
+    }
+
+
+def _draw(state: TrainingState, test: Evaluation, run_dir: Path) -> Media:
+    """Draw the pictures of the run; return them, and a table of mistakes, for wandb."""
+    classes, images = state.splits.classes, state.splits.test.images.cpu()
+    mistakes = test.worst_mistakes(MISTAKES_SHOWN)
+    confusion = test.confusion(len(classes))
+    drawn = pictures.draw_all(run_dir, confusion, mistakes, images, classes)
+    rows = [
+        [images[m.index, 0], classes[m.label], classes[m.prediction], m.confidence]
+        for m in mistakes
+    ]
+    table = Table(["image", "label", "prediction", "confidence"], rows)
+    return {f"plots/{path.stem}": path for path in drawn} | {"test/worst_mistakes": table}

@@ -1,26 +1,52 @@
-"""Learning-rate schedules: what the optimizer's learning rate is multiplied by in each step.
+"""Learning-rate schedules: the factor of the optimizer's learning rate in each step.
 
-Each is a pure function of the step, from 0 to total_steps - 1, so a run that continues has no
-state to restore, and one that is given more epochs follows the schedule of its new length.
+Each is a pure function of the step, from 0 to total_steps - 1. So a run that continues has no state
+to restore, and a run that is given more epochs follows the schedule of its new length.
 """
 
+from collections.abc import Callable
+from functools import partial
 from math import cos, pi
+
+from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.schema import Config
+from dist_mnist.config.targets import find_function
+
+
+def build_schedule(
+    config: Config, total_steps: int, steps_per_epoch: int
+) -> Callable[[int], float]:
+    """Return the config's schedule as a function of the step alone.
+
+    Raises:
+        InputError: There is no such schedule, or it does not work with its options.
+    """
+    function = find_function("scheduler", config.scheduler, config.trusted_modules)
+    schedule = partial(function, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    try:
+        for step in (0, total_steps - 1):
+            float(schedule(step))
+    except Exception as error:
+        raise InputError(
+            f"scheduler does not work over {total_steps} steps: {one_line(error)}."
+        ) from error
+    return schedule
 
 
 def constant(step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """Return 1 throughout."""
+    """Return 1 in every step."""
     return 1.0
 
 
 def step_decay(
     step: int, total_steps: int, steps_per_epoch: int, every_epochs: int, factor: float
 ) -> float:
-    """Return 1, then times `factor` after every `every_epochs` epochs."""
+    """Start at 1 and multiply by `factor` after every `every_epochs` epochs."""
     return float(factor ** (step // (every_epochs * steps_per_epoch)))
 
 
 def cosine(step: int, total_steps: int, steps_per_epoch: int, warmup_fraction: float) -> float:
-    """Rise in a straight line over the first share of the steps, then fall to 0 as half a cosine.
+    """Rise linearly over the first fraction of the steps, then fall to 0 as half a cosine.
 
     Source: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, without its restarts.
     """
@@ -54,9 +80,9 @@ def one_cycle(
 
 def _check_fraction(warmup_fraction: float) -> None:
     if not 0 <= warmup_fraction < 1:
-        raise ValueError(f"warmup_fraction={warmup_fraction} is not from 0 to below 1")
+        raise ValueError(f"warmup_fraction={warmup_fraction} is not at least 0 and below 1")
 
 
 def _between(start: float, end: float, progress: float) -> float:
-    """Return the value at a point of half a cosine from start to end; progress is 0 to 1."""
+    """Return a point on half a cosine from start to end; progress goes from 0 to 1."""
     return end + (start - end) * (1 + cos(pi * progress)) / 2

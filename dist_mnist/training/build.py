@@ -1,0 +1,139 @@
+"""The one place where options are chosen: from a config to a training state."""
+
+import logging
+from functools import partial
+
+import torch
+from torch import nn
+
+from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.schema import Config, TrainerConfig
+from dist_mnist.config.targets import instantiate
+from dist_mnist.data.sampler import EpochOrder
+from dist_mnist.data.seeding import keyed_seed, seed_device
+from dist_mnist.data.splits import DataSplits
+from dist_mnist.distributed.gradients import parallelize
+from dist_mnist.distributed.world import World, broadcast_object
+from dist_mnist.models.build import build_loss, build_model
+from dist_mnist.models.precision import compute_dtype, gradient_scaler
+from dist_mnist.training.finite import FiniteCheck
+from dist_mnist.training.progress import Progress, RunningMetrics
+from dist_mnist.training.schedules import build_schedule
+from dist_mnist.training.shards import set_reproducible, step_in_shards
+from dist_mnist.training.state import TrainingState
+from dist_mnist.training.step import step
+
+logger = logging.getLogger(__name__)
+
+
+def build_training_state(config: Config, world: World, splits: DataSplits) -> TrainingState:
+    """Build everything for a fresh run; the weights depend only on the seed.
+
+    Args:
+        config: The run's config.
+        world: This process.
+        splits: The data, on `world.device`.
+
+    Raises:
+        InputError: A part cannot be built, or does not fit the others.
+    """
+    trainer, device = config.trainer, world.device
+    set_reproducible(world, trainer.reproducible)
+    dtype = compute_dtype(trainer.precision, device)
+    model, parallel_model = _build_models(config, world)
+    optimizer = _build_optimizer(config, model)
+    order = EpochOrder(len(splits.train), trainer.global_batch_size)
+    _check_batches(trainer, world, order)
+    total_steps = trainer.epochs * len(order)
+    scaler, progress = gradient_scaler(device, dtype), Progress()
+    state = TrainingState(
+        config=config,
+        world=world,
+        splits=splits,
+        model=model,
+        parallel_model=parallel_model,
+        loss=build_loss(config).to(device),
+        optimizer=optimizer,
+        schedule=build_schedule(config, total_steps, len(order)),
+        learning_rates=[group["lr"] for group in optimizer.param_groups],
+        scaler=scaler,
+        dtype=dtype,
+        order=order,
+        last_step=min(total_steps, trainer.max_steps or total_steps),
+        progress=progress,
+        finite_check=FiniteCheck(optimizer, scaler, device, device.type in ("cpu", "mps")),
+        metrics=RunningMetrics(world, progress.epoch_totals),
+    )
+    state.step = partial(step_in_shards if trainer.reproducible else step, state)
+    return state
+
+
+def _build_models(config: Config, world: World) -> tuple[nn.Module, nn.Module]:
+    """Return the bare network, on the device, and the one that training runs."""
+    trainer = config.trainer
+    seed_device(world.device, keyed_seed(config.seed, "weights"))
+    model = build_model(config)
+    if trainer.reproducible:  # sums the gradients by itself, in `step_in_shards`
+        # As DDP would, in case the network draws its weights from another source than the seed.
+        model.load_state_dict(broadcast_object(world, model.state_dict()))
+        model = model.to(world.device)
+        return model, model
+    model = model.to(world.device)
+    return model, parallelize(_compiled(model, world) if trainer.compile else model, world, trainer)
+
+
+def _compiled(model: nn.Module, world: World) -> nn.Module:
+    """Return a module with the same weights that compiles itself when training first calls it."""
+    try:
+        torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=world.device))
+    except Exception as error:
+        raise InputError(
+            f"trainer.compile=true does not work on this machine: {one_line(error)[:300]}."
+        ) from error
+    return torch.compile(model)  # type: ignore[return-value]
+
+
+def _build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer = instantiate(
+        "optimizer",
+        config.optimizer,
+        torch.optim.Optimizer,
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        trusted_modules=config.trusted_modules,
+    )
+    return optimizer
+
+
+def _check_batches(trainer: TrainerConfig, world: World, order: EpochOrder) -> None:
+    if world.is_main and trainer.global_batch_size > order.size:
+        logger.warning(
+            "trainer.global_batch_size=%d is more than the %d training images: an epoch is one "
+            "step",
+            *(trainer.global_batch_size, order.size),
+        )
+    smallest = order.batch_size(len(order) - 1)
+    if trainer.sync_batch_norm and smallest < world.size:
+        # A process without a share would add samples to the statistics that are not in the batch.
+        raise InputError(
+            f"trainer.global_batch_size={trainer.global_batch_size} leaves a last batch of "
+            f"{smallest} for {world.size} processes, which trainer.sync_batch_norm=true does not "
+            f"support: change the batch size."
+        )
+
+
+def describe(state: TrainingState) -> str:
+    """Return what is about to be trained, on what device and with what data, in a few lines."""
+    world, splits, data = state.world, state.splits, state.config.data
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    counts = splits.train.labels.bincount(minlength=data.num_classes).tolist()
+    rarest, commonest = counts.index(min(counts)), counts.index(max(counts))
+    return (
+        f"{type(state.model).__name__} with {parameters:,} parameters, "
+        f"{str(state.dtype).removeprefix('torch.')} on {world.device.type}: {world.size} x "
+        f"{torch.get_num_threads()} CPU threads\n"
+        f"{data.name}: {len(splits.train):,} images to train on, {len(splits.validation):,} to "
+        f"validate, {len(splits.test):,} to test; pixels {splits.normalization.mean:.4f} "
+        f"+- {splits.normalization.std:.4f}\n"
+        f"class balance: {counts[rarest]:,} of class {splits.classes[rarest]} (fewest) to "
+        f"{counts[commonest]:,} of class {splits.classes[commonest]} (most)"
+    )
