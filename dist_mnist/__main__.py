@@ -1,27 +1,71 @@
-"""`python -m dist_mnist` and `dist-mnist`: listens for signals first, then does the work."""
+"""The door: `python -m dist_mnist [COMMAND] key=value ...`, also as `dist-mnist`.
 
+Listens for signals first, since everything else takes a while to import.
+"""
+
+import difflib
+import importlib
 import os
 import sys
 
+from dist_mnist.config.errors import InputError
 from dist_mnist.distributed import signals
+
+COMMANDS = {
+    "train": "train a network and test it; the default",
+    "evaluate": "score a checkpoint on the test set",
+}
 
 
 def main() -> None:
-    """Train, as the command line says; a signal that cuts it short gives the status STOPPED."""
+    """Run the command that the command line names; a signal gives the exit status STOPPED."""
     try:
         signals.install()
-        from dist_mnist import cli  # which takes a while, in which a signal may come
+        name = _take_command(sys.argv)
+        importlib.import_module(f"dist_mnist.commands.{name}").main()
+    except InputError as error:
+        from dist_mnist.commands.cli import fail
 
-        cli.main()
+        fail(error)
     except signals.Stopped as stop:
         if os.environ.get("RANK", "0") == "0" and not isinstance(stop, signals.AgreedStop):
             print(
-                f"stopped early by {stop}: start it again with the same run_dir and it goes on",
+                f"stopped early by {stop}: start again with the same run_dir to continue",
                 file=sys.stderr,
             )
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(signals.STOPPED)  # as in cli: at once, whatever other ranks do
+        os._exit(signals.STOPPED)  # at once, whatever the other ranks do
+
+
+def _take_command(arguments: list[str]) -> str:
+    """Remove the command from the arguments and return it; print the commands for `--help`."""
+    first = arguments[1] if len(arguments) > 1 else ""
+    if first in ("--help", "-h"):
+        print(_usage())
+    if not first or first[0] in "-+~" or "=" in first:
+        return "train"
+    if first not in COMMANDS:
+        nearest = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0.0)[0]
+        raise InputError(
+            f"{first} is not a command: did you mean {nearest}? The commands are "
+            f"{', '.join(COMMANDS)}; everything else is key=value."
+        )
+    return arguments.pop(1)
+
+
+def _usage() -> str:
+    rows = [f"  {name:<12}{summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "python -m dist_mnist [COMMAND] key=value ...                           one process",
+            "torchrun --standalone --nproc_per_node=4 -m dist_mnist [COMMAND] ...   four processes",
+            "",
+            "COMMAND is one of these; `COMMAND --help` lists its keys:",
+            *rows,
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

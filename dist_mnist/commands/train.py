@@ -1,0 +1,41 @@
+"""Trains a network: the command that runs if none is named."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from dist_mnist.commands.cli import command
+from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import Config
+from dist_mnist.distributed import launcher
+
+
+def main() -> None:
+    """Train, as the command line says."""
+    command("train", Config, _train)
+
+
+def _train(config: Config) -> None:
+    job = HydraConfig.get()
+    if job.mode is RunMode.MULTIRUN:  # every job of a sweep gets a directory of its own
+        name = Path(config.run_dir, str(job.job.num)) if config.run_dir else job.runtime.output_dir
+        config.run_dir = str(name)
+    with launcher.cluster_job() if launcher.is_cluster_job() else nullcontext():
+        _run(config, is_sweep=job.mode is RunMode.MULTIRUN, overrides=[*job.overrides.task])
+
+
+def _run(config: Config, is_sweep: bool, overrides: list[str]) -> None:
+    from dist_mnist.distributed.session import session
+    from dist_mnist.record.console import log_to_console
+    from dist_mnist.training.run import run
+
+    with session(config.trainer.device, config.trainer.timeout_seconds) as world:
+        if is_sweep and world.size > 1 and not launcher.is_cluster_job():
+            raise InputError(
+                "--multirun cannot be used with several processes: run the sweep with "
+                "`python -m dist_mnist --multirun`, or start one torchrun for each of its jobs."
+            )
+        log_to_console(world.is_main)
+        run(config, world, overrides)
