@@ -1,7 +1,9 @@
 """Fixtures that several test files share."""
 
+import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,15 @@ def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder that the real MNIST is unpacked into."""
     return tmp_path_factory.mktemp("mnist")
+
+
+@pytest.fixture(autouse=True)
+def console() -> Iterator[None]:
+    """Take back what a command has set up for the console: later tests have another one."""
+    logger = logging.getLogger("dist_mnist")
+    before = logger.level, logger.propagate, [*logger.handlers]
+    yield
+    logger.level, logger.propagate, logger.handlers = before
 
 
 @pytest.fixture

@@ -87,6 +87,8 @@ def fingerprint(run_dir: Path) -> str:
     """Return a hash of all that a finished run leaves, but for what depends on the clock."""
     import torch
 
+    from dist_mnist.record import checkpoint
+
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -103,8 +105,8 @@ def fingerprint(run_dir: Path) -> str:
         else:
             digest.update(pickle.dumps(value))
 
-    for name in ("last.pt", "best.pt"):
-        content = torch.load(run_dir / "checkpoints" / name, weights_only=True)
+    for name in ("last.safetensors", "best.safetensors"):
+        content = checkpoint.load(run_dir / "checkpoints" / name)
         add([content["model"], content["optimizer"], content["progress"]["step"]])
     for line in (run_dir / "metrics.jsonl").read_text().splitlines():
         add({key: value for key, value in json.loads(line).items() if key not in CLOCK})

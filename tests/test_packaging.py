@@ -56,15 +56,15 @@ def test_a_bare_checkout_trains(mnist_root: Path, tmp_path: Path) -> None:
     site_packages = [path for path in sys.path if path.endswith("site-packages")]
     code = (
         f"import sys; sys.path[:0] = [{str(CHECKOUT)!r}]; sys.path += {site_packages!r};"
-        "from dist_mnist.commands import cli;"
-        "assert cli.__file__.startswith(sys.path[0]); cli.main()"
+        "from dist_mnist import __main__ as door;"
+        "assert door.__file__.startswith(sys.path[0]); door.main()"
     )
     trained = python(
         *("-S", "-c", code, *SMALL, f"data.root={mnist_root}", f"run_dir={tmp_path / 'run'}"),
         cwd=tmp_path,
     )
     assert trained.returncode == 0, trained.stderr
-    assert (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+    assert (tmp_path / "run" / "checkpoints" / "best.safetensors").exists()
 
 
 def test_the_console_script_is_there() -> None:

@@ -16,11 +16,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_mnist.data.splits import load_splits
-from dist_mnist.distributed import gradients as distributed
-from dist_mnist.distributed.gradients import World, session
+from dist_mnist.distributed.gradients import NO_BUFFER_SYNC, parallelize
+from dist_mnist.distributed.session import session
 from dist_mnist.distributed.shared_memory import SharedMemorySum, is_supported
-from dist_mnist.training.build import Progress, TrainingState, build_model, build_training_state
+from dist_mnist.distributed.stopping import StopAgreement
+from dist_mnist.distributed.world import World, broadcast_object
+from dist_mnist.models.build import build_model
+from dist_mnist.record.recorder import Recorder
+from dist_mnist.training.build import build_training_state
 from dist_mnist.training.loop import train_epoch
+from dist_mnist.training.progress import Progress
+from dist_mnist.training.state import TrainingState
 from tests.support.configs import make_config
 
 Step = Callable[[], object]
@@ -64,11 +70,11 @@ def build_steps(state: TrainingState, steps: int) -> dict[str, Step]:
         "all-reduce alone, gloo": lambda: dist.all_reduce(gradients),
     }
     if world.size > 1 and world.device.type == "cpu" and is_supported():
-        name = distributed.broadcast_object(world, f"loop {time.monotonic_ns()}")
+        name = broadcast_object(world, f"loop {time.monotonic_ns()}")
         add_up = SharedMemorySum(world.rank, world.size, name, gradients.nbytes, 60)
         built["all-reduce alone, shared memory"] = lambda: add_up(gradients)
         built["step in DDP, shared memory"] = bare_step(
-            state, lambda model: in_our_ddp(model, world)
+            state, lambda model: parallelize(model, world, state.config.trainer)
         )
     return built
 
@@ -92,24 +98,11 @@ def bare_step(state: TrainingState, wrap: Callable[[nn.Module], nn.Module]) -> S
     return step
 
 
-def in_our_ddp(model: nn.Module, world: World) -> nn.Module:
-    """Wrap a network as training does."""
-    return distributed.parallelize(
-        model,
-        world,
-        accumulates=False,
-        sync_batch_norm=False,
-        compress_gradients=False,
-        timeout_seconds=60,
-        waiting=distributed.Waiting(),
-    )
-
-
 def in_ddp(
     model: nn.Module, hook: Callable[..., torch.futures.Future[torch.Tensor]] | None = None
 ) -> nn.Module:
     """Wrap a network as `parallelize` does, with another hook or none."""
-    options = {**distributed._NO_BUFFER_SYNC, "gradient_as_bucket_view": True, "static_graph": True}
+    options = {**NO_BUFFER_SYNC, "gradient_as_bucket_view": True, "static_graph": True}
     parallel_model = DistributedDataParallel(model, **options)
     if hook:
         parallel_model.register_comm_hook(None, hook)
@@ -139,7 +132,7 @@ def seconds_per_step_of_ours(state: TrainingState) -> float:
     """Time an epoch of the real loop, metrics and all."""
     state.progress = Progress()
     synchronize(state.world)
-    train_epoch(state, 0, recorder=None)
+    train_epoch(state, Recorder(), StopAgreement(state.world))
     return state.progress.epoch_seconds / state.progress.step
 
 

@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 
 from dist_mnist.data.mnist import MNIST
 from dist_mnist.data.seeding import keyed_seed, seed_device
+from dist_mnist.models.build import build_model
 from dist_mnist.record.journal import read_journal
-from dist_mnist.training.build import build_model
 from tests.benchmarks.measure import (
     Spread,
     in_turn,

@@ -18,11 +18,12 @@ import torch
 import torch.distributed as dist
 
 from dist_mnist.data.splits import DataSplits, load_splits
-from dist_mnist.distributed.gradients import World, broadcast_object, session
+from dist_mnist.distributed.session import session
 from dist_mnist.distributed.shared_memory import SharedMemorySum
-from dist_mnist.training.build import Progress, TrainingState, build_training_state
-from dist_mnist.training.loop import _batches, train_step
-from dist_mnist.training.progress import RunningMetrics
+from dist_mnist.distributed.world import World, broadcast_object
+from dist_mnist.training.build import build_training_state
+from dist_mnist.training.progress import Progress, RunningMetrics
+from dist_mnist.training.state import TrainingState
 from tests.benchmarks.loop_worker import in_ddp, keep
 from tests.support.configs import make_config
 
@@ -133,10 +134,10 @@ def time_steps(state: TrainingState, steps: int) -> list[float]:
     """Return the seconds of each step of the real loop: fetching a batch, and training on it."""
     state.progress = Progress()
     state.parallel_model.train()
-    metrics = RunningMetrics(state.world, state.progress.epoch_totals)
+    state.metrics = RunningMetrics(state.world, state.progress.epoch_totals)
     moments = [time.perf_counter()]
-    for batch_size, images, labels in islice(_batches(state, epoch=0), WARM_UP_STEPS + steps):
-        train_step(state, images, labels, batch_size, metrics)
+    for batch in islice(state.batches(), WARM_UP_STEPS + steps):
+        state.step(batch)
         state.progress.step += 1
         moments.append(time.perf_counter())
     return [end - start for start, end in pairwise(moments)][WARM_UP_STEPS:]

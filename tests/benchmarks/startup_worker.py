@@ -31,7 +31,7 @@ def main() -> None:
         layer(torch.zeros(1, 784)).sum().backward()
         optimizer.step()
     else:
-        from dist_mnist.commands.cli import main as train
+        from dist_mnist.__main__ import main as train
 
         train()
 

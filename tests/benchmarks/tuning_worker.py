@@ -11,9 +11,9 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from dist_mnist.commands.cli import main as train
+from dist_mnist.__main__ import main as train
 from dist_mnist.config.schema import Config
-from dist_mnist.training import build as training_state
+from dist_mnist.models.build import build_model
 
 
 def fetch_by_pixel(dataset: Any, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,18 +21,15 @@ def fetch_by_pixel(dataset: Any, indices: torch.Tensor) -> tuple[torch.Tensor, t
     return dataset.images[indices], dataset.labels[indices]
 
 
-_build_model = training_state.build_model
-
-
 def build_contiguous_model(config: Config) -> nn.Module:
     """Return the network with its weights in the usual order."""
-    return _build_model(config).to(memory_format=torch.contiguous_format)
+    return build_model(config).to(memory_format=torch.contiguous_format)
 
 
 TAKEN_AWAY: dict[str, dict[str, Any]] = {
     "nothing": {},
-    "kept memory": {"dist_mnist.distributed.cpu._keep_freed_memory": lambda: None},
-    "whole-image fetch": {"dist_mnist.data.splits.ImageTensors.__getitem__": fetch_by_pixel},
+    "kept memory": {"dist_mnist.distributed.session._keep_freed_memory": lambda: None},
+    "whole-image fetch": {"dist_mnist.data.images.ImageTensors.__getitem__": fetch_by_pixel},
     "metrics in bulk": {"dist_mnist.training.progress.UPDATES_COUNTED_AT_ONCE": 1},
     "channels_last": {"dist_mnist.training.build.build_model": build_contiguous_model},
     "shared memory": {"dist_mnist.distributed.shared_memory.is_supported": lambda: False},

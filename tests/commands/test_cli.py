@@ -1,11 +1,10 @@
 """The command line as a user meets it, in one process."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dist_mnist.commands.cli import main
+from dist_mnist.__main__ import COMMANDS, main
 from tests.support.processes import python
 
 
@@ -13,13 +12,12 @@ def call(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     *arguments: str,
-    entry: Callable[[], None] = main,
 ) -> tuple[int, str, str]:
     """Run a command line in this process; return its status and what it printed."""
     monkeypatch.setattr("sys.argv", ["dist-mnist", *arguments])
     status = 0
     try:
-        entry()
+        main()
     except SystemExit as stop:
         status = int(stop.code or 0)
     printed = capsys.readouterr()
@@ -42,7 +40,7 @@ def call(
         ("scheduler.warmup_fraction=2", "warmup_fraction=2"),
         ("model.num_classes=3", "data.num_classes=10"),
         ("model._target_=os.system", "model._target_=os.system is not allowed"),
-        ("trainer.epochs", "trainer.epochs"),
+        ("+trainer.epochs", "trainer.epochs"),
     ],
 )
 def test_a_mistake_ends_at_once_with_one_sentence(
@@ -85,6 +83,36 @@ def test_help_and_the_composed_config_are_readable(
     assert "global_batch_size: 10" in out
 
 
+def test_help_lists_the_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = call(monkeypatch, capsys, "--help")
+    for name, summary in COMMANDS.items():
+        assert f"{name} " in out
+        assert summary in out
+
+
+def test_every_command_has_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in COMMANDS:
+        status, out, _ = call(monkeypatch, capsys, name, "--help")
+        assert status == 0
+        assert "trainer:" in out
+
+
+@pytest.mark.parametrize(
+    ("word", "nearest"), [("evalute", "evaluate"), ("trian", "train"), ("x", "")]
+)
+def test_a_mistyped_command_is_answered_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, nearest: str
+) -> None:
+    status, out, err = call(monkeypatch, capsys, word, "checkpoint=x")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: {word} is not a command: did you mean {nearest}")
+    assert err.count("\n") == 1
+
+
 def test_a_sweep_gives_every_job_a_directory_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -102,9 +130,9 @@ def test_a_sweep_gives_every_job_a_directory_of_its_own(
         "seed=1,2",
     ]
     assert call(monkeypatch, capsys, *arguments)[0] == 0
-    assert len(list(tmp_path.glob("multirun/*/*/[01]/checkpoints/last.pt"))) == 2
+    assert len(list(tmp_path.glob("multirun/*/*/[01]/checkpoints/last.safetensors"))) == 2
     assert call(monkeypatch, capsys, *arguments, "run_dir=sweep")[0] == 0
-    assert len(list(tmp_path.glob("sweep/[01]/checkpoints/last.pt"))) == 2
+    assert len(list(tmp_path.glob("sweep/[01]/checkpoints/last.safetensors"))) == 2
 
 
 def test_the_last_line_is_the_result_and_evaluate_repeats_it(
@@ -120,7 +148,7 @@ def test_the_last_line_is_the_result_and_evaluate_repeats_it(
     last = trained.stdout.splitlines()[-1]
     assert last.startswith("test accuracy 0.")
     assert last.endswith(f" s -> {run_dir}")
-    evaluated = python("-m", "dist_mnist.commands.evaluate", f"checkpoint={run_dir}", cwd=tmp_path)
+    evaluated = python("-m", "dist_mnist", "evaluate", f"checkpoint={run_dir}", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert evaluated.stdout.splitlines()[-1].split(" in ")[0] == last.split(" in ")[0]
 
@@ -128,19 +156,17 @@ def test_the_last_line_is_the_result_and_evaluate_repeats_it(
 def test_evaluate_names_a_checkpoint_that_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from dist_mnist.commands.evaluate import main as evaluate
-
     monkeypatch.chdir(tmp_path)
     Path("file.pt").write_bytes(b"nothing of ours")
     Path("empty").mkdir()
     for checkpoint, message in (
-        ("", "checkpoint= cannot be used: say which"),
-        ("nowhere", "nowhere is no checkpoint: there is no such file"),
-        ("file.pt", "file.pt is damaged or no checkpoint"),
-        ("empty", "empty holds no checkpoint yet"),
+        ("", "checkpoint is missing: set it to a run directory"),
+        ("nowhere", "nowhere does not exist: give a run directory"),
+        ("file.pt", "file.pt is damaged or not a checkpoint"),
+        ("empty", "empty holds no checkpoint: best and last.safetensors are missing"),
     ):
         arguments = [f"checkpoint={checkpoint}"] if checkpoint else []
-        status, out, err = call(monkeypatch, capsys, *arguments, entry=evaluate)
+        status, out, err = call(monkeypatch, capsys, "evaluate", *arguments)
         assert (status, out) == (1, "")
         assert err.startswith(f"error: {message}")
         assert err.count("\n") == 1

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from dist_mnist.commands.train import run
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Resume
 from dist_mnist.record import checkpoint
 from dist_mnist.record.directory import lock_run_directory
 from dist_mnist.record.journal import read_journal
+from dist_mnist.training.run import run
 from tests.support.configs import SOLO, make_config
 from tests.support.processes import run_ranks
 from tests.support.runs import assert_equal, result, run_once
@@ -43,7 +43,8 @@ def test_a_run_that_stopped_continues_as_if_it_had_not(
     assert whole["progress"]["best_accuracy"] == parts_checkpoint["progress"]["best_accuracy"]
     assert journal == parts_journal
     best = [
-        checkpoint.load(tmp_path / name / "checkpoints" / "best.pt") for name in ("whole", "parts")
+        checkpoint.load(tmp_path / name / "checkpoints" / "best.safetensors")
+        for name in ("whole", "parts")
     ]
     assert_equal(best[0]["model"], best[1]["model"])
 
@@ -54,11 +55,14 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_enough(small_root: Path, tmp_
     whole, journal = result(tmp_path)
     folder = tmp_path / "checkpoints"
     assert {path.name for path in folder.glob("step-*")} == {
-        "step-16.pt",
-        "step-20.pt",
-        "step-24.pt",
+        "step-16.safetensors",
+        "step-20.safetensors",
+        "step-24.safetensors",
     }
-    for name in ("last.pt", "step-24.pt"):  # as if it had been killed after step 20
+    for name in (
+        "last.safetensors",
+        "step-24.safetensors",
+    ):  # as if it had been killed after step 20
         (folder / name).unlink()
     run_once([*overrides, "trainer.checkpoint_every_steps=5"])
     again, journal_again = result(tmp_path)
@@ -105,7 +109,7 @@ def test_the_journal_has_its_lines_and_the_directory_its_files(
     assert test["test/count"] == 101
     assert sum(sum(row) for row in test["test/confusion"]) == 101
     for name in (
-        *("config.yaml", "overrides.yaml", "train.log", "checkpoints/best.pt"),
+        *("config.yaml", "overrides.yaml", "train.log", "checkpoints/best.safetensors"),
         *("plots/curves.png", "plots/confusion_matrix.png", "plots/mistakes.png"),
     ):
         assert (tmp_path / name).stat().st_size > 0
@@ -134,7 +138,7 @@ def test_without_its_best_checkpoint_a_run_tests_its_last_state(
 ) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     run_once(overrides)
-    (tmp_path / "checkpoints" / "best.pt").unlink()
+    (tmp_path / "checkpoints" / "best.safetensors").unlink()
     run_once(overrides)
     assert read_journal(tmp_path / "metrics.jsonl")[-1]["kind"] == "test"
 
@@ -144,7 +148,7 @@ def test_without_a_validation_part_the_last_state_is_the_result(
 ) -> None:
     run_once([*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "data.validation_size=0"])
     last, lines = result(tmp_path)
-    best = checkpoint.load(tmp_path / "checkpoints" / "best.pt")
+    best = checkpoint.load(tmp_path / "checkpoints" / "best.safetensors")
     assert_equal(last["model"], best["model"])
     epoch = next(line for line in lines if line["kind"] == "epoch")
     assert epoch["validation/accuracy"] is None
@@ -166,7 +170,7 @@ def test_what_cannot_continue_a_run_is_refused_and_touches_nothing(
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=2"]
     run_once(overrides)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="cannot continue a run that was begun with"):
+    with pytest.raises(InputError, match="does not fit this run, which began with"):
         run_once([*overrides, override])
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
@@ -238,8 +242,8 @@ def test_a_batch_job_has_a_directory_for_each_of_its_trainings_and_finds_them_wh
     assert "holds no checkpoint" not in caplog.text
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     run(make_config(*overrides), SOLO)
-    assert "was started before, and run_dir=outputs" in caplog.text
-    assert "holds no checkpoint: it begins anew" in caplog.text
+    assert "was started before, but run_dir=outputs" in caplog.text
+    assert "holds no checkpoint: starting from the beginning" in caplog.text
 
 
 def test_a_restart_waits_for_processes_that_the_network_has_lost(
@@ -267,4 +271,4 @@ def test_lines_that_the_journal_has_lost_are_told(
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[2:]))
     run_once(overrides)
-    assert "metrics.jsonl has lost 2 of the lines that it had when step 12 was saved" in caplog.text
+    assert "metrics.jsonl has lost 2 of the lines that it had at step 12" in caplog.text

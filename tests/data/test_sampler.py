@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dist_mnist.data.sampler import DistributedBatchSampler, EpochOrder
-from dist_mnist.distributed.gradients import World
+from dist_mnist.distributed.world import World
 
 
 def shares(

@@ -8,12 +8,8 @@ import torch
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.data import mnist
-from dist_mnist.data.splits import (
-    load_part,
-    load_splits,
-    measure_normalization,
-    stratified_choice,
-)
+from dist_mnist.data.images import measure_normalization
+from dist_mnist.data.splits import load_part, load_splits, stratified_choice
 from tests.support.configs import make_config
 from tests.support.datasets import make_family_files, make_images, write_idx
 from tests.support.processes import run_ranks
@@ -165,7 +161,7 @@ def test_a_damaged_file_of_the_family_is_named(tmp_path: Path, no_network: None)
     make_family_files(tmp_path / "KMNIST" / "raw", "", num_classes=10)
     path = tmp_path / "KMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(InputError, match=r"kmnist can neither be read .* nor fetched") as raised:
+    with pytest.raises(InputError, match=r"kmnist cannot be read .* or downloaded") as raised:
         load_part(make_config("data=kmnist", f"data.root={tmp_path}").data, train=True)
     assert "\n" not in str(raised.value)
 
@@ -173,7 +169,7 @@ def test_a_damaged_file_of_the_family_is_named(tmp_path: Path, no_network: None)
 def test_a_missing_data_set_says_where_its_files_belong(tmp_path: Path, no_network: None) -> None:
     with pytest.raises(InputError, match="put its files"):
         load_part(make_config("data=kmnist", f"data.root={tmp_path}").data, train=True)
-    assert not list(tmp_path.glob(".fetching-*"))
+    assert not list(tmp_path.glob(".downloading-*"))
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import torch
 from dist_mnist.distributed import shared_memory
 from dist_mnist.distributed.signals import INTERRUPTED, STOPPED
 from dist_mnist.record import checkpoint
-from dist_mnist.record.journal import read_journal
 from dist_mnist.training.finite import NonFiniteError
 from tests import faults
 from tests.support.configs import CHECKOUT
@@ -83,7 +82,9 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
     assert stopped.returncode != 0
     assert stopped.stderr.count(f"exitcode  : {STOPPED} ") == 2
     assert stopped.stdout.count("stopped by a signal to another rank after step") == 1
-    step = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["step"]
+    step = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")["progress"][
+        "step"
+    ]
     assert 5 <= step < 16
     run_ranks(2, run_once, overrides)
     require_equal(tmp_path, 2, overrides)
@@ -95,7 +96,7 @@ def test_rank_0_saves_and_ends_as_the_others_do_when_ctrl_c_reaches_it_alone(
     overrides = [*misbehaving(tmp_path, "SIGINT", rank=0), f"data.root={small_root}"]
     stopped = torchrun(2, *overrides, PYTHONPATH=str(CHECKOUT), WANDB_MODE="offline")
     assert stopped.stderr.count(f"exitcode  : {STOPPED} ") == 2
-    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+    assert (tmp_path / "run" / "checkpoints" / "last.safetensors").exists()
     (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
     assert json.loads(inspect(file, "--summary"))["exit_code"] == STOPPED
 
@@ -122,7 +123,9 @@ def test_one_process_that_is_told_to_stop_ends_with_its_own_status(
     stopped = python("-m", "dist_mnist", *overrides, PYTHONPATH=str(CHECKOUT))
     assert stopped.returncode == STOPPED
     assert stopped.stderr == ""
-    told = f"stopped by SIGTERM after step 5: run_dir={tmp_path / 'run'} goes on from there"
+    told = (
+        f"stopped by SIGTERM after step 5: start again with run_dir={tmp_path / 'run'} to continue"
+    )
     assert told == stopped.stdout.splitlines()[-1]
     assert "AgreedStop" in (tmp_path / "run" / "train.log").read_text()
     run_ranks(1, run_once, overrides)
@@ -251,7 +254,7 @@ def test_a_rank_that_the_others_wait_for_is_named(small_root: Path, tmp_path: Pa
     stopped = start_hanging(small_root, tmp_path / "stopped", "SIGSTOP")
     slow = start_hanging(small_root, tmp_path / "slow", "sleep")
     for process, sentence in (
-        (stopped, "rank 1 gives no sign of life"),
+        (stopped, "rank 1 shows no sign of life"),
         (slow, "rank 1 is behind, in step 5; rank 0 waits in the gradients of step 5"),
     ):
         (told,) = what_is_told(process)
@@ -272,7 +275,7 @@ def test_a_rank_that_never_comes_is_named(small_root: Path, tmp_path: Path) -> N
     )
     assert alone.returncode == 1
     assert alone.stderr.startswith(
-        "[rank 0] error: rank 1 of 2 has not come within trainer.timeout"
+        "[rank 0] error: rank 1 of 2 did not join within trainer.timeout"
     )
     assert alone.stderr.count("\n") == 1
 
@@ -287,12 +290,7 @@ def test_what_is_not_finite_stops_all_ranks_in_that_step(
     assert "learning rate 0.0" in str(caught.value)
     assert "loss scale 1" in str(caught.value)
     folder = tmp_path / "run" / "checkpoints"
-    assert checkpoint.load(folder / "last.pt")["progress"]["step"] == 8
-    evidence = torch.load(tmp_path / "run" / "diagnostics" / "step-11.pt", weights_only=True)
-    assert evidence["progress"]["step"] == 10
-    assert evidence["images"].shape == (20, 1, 28, 28)
-    assert not all(torch.tensor(list(evidence["gradient_norms"].values())).isfinite())
-    assert all(bool(tensor.isfinite().all()) for tensor in evidence["model"].values())
+    assert checkpoint.load(folder / "last.safetensors")["progress"]["step"] == 8
     run_ranks(size, run_once, overrides)  # the network behaves from now on
     require_equal(tmp_path, size, overrides)
 
@@ -339,12 +337,3 @@ def test_another_world_size_sees_exactly_the_samples_that_were_due(
     run_ranks(size, run_once, overrides)
     seen = [int(number) for number in (tmp_path / "seen").read_text().split()]
     assert sorted(seen) == list(range(207))
-
-
-def test_the_journal_tells_which_rank_the_others_wait_for(small_root: Path, tmp_path: Path) -> None:
-    overrides = [*misbehaving(tmp_path, "sleep a little", rank=1), f"data.root={small_root}"]
-    run_ranks(2, run_once, [*overrides, "trainer.epochs=1"])
-    (line,) = (x for x in read_journal(tmp_path / "run/metrics.jsonl") if x["kind"] == "epoch")
-    assert line["slowest_rank"] == 1
-    assert line["slowest_rank_share"] > 0.9
-    assert line["mean_rank_share"] < 0.8

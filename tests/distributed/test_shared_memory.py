@@ -3,8 +3,9 @@ import time
 import pytest
 import torch
 
-from dist_mnist.distributed.gradients import broadcast_object, session
+from dist_mnist.distributed.session import session
 from dist_mnist.distributed.shared_memory import LostRankError, SharedMemorySum, is_supported
+from dist_mnist.distributed.world import broadcast_object
 from tests.support.processes import run_ranks
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")

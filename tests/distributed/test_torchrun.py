@@ -34,7 +34,7 @@ def test_three_processes_train_and_two_evaluate(small_root: Path, tmp_path: Path
     assert trained.stdout.count("test accuracy") == 1  # one rank speaks
     assert ": 3 x " in trained.stdout
     checkpoint = f"checkpoint={tmp_path / 'run'}"
-    evaluated = torchrun(2, checkpoint, module="dist_mnist.commands.evaluate", cwd=tmp_path)
+    evaluated = torchrun(2, "evaluate", checkpoint, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert evaluated.stdout.splitlines()[-1].split(" in ")[0] == last.split(" in ")[0]
 

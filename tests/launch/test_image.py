@@ -11,7 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.launch.pods import CHECKOUT, Podman, what_is_missing
+from tests.launch.pods import Podman, what_is_missing
+from tests.support.configs import CHECKOUT
 from tests.support.processes import python
 
 pytestmark = pytest.mark.launch

@@ -12,7 +12,6 @@ import yaml
 
 from tests.faults import fingerprint
 from tests.launch.pods import (
-    CHECKOUT,
     Manifest,
     Podman,
     add_host,
@@ -20,7 +19,7 @@ from tests.launch.pods import (
     make_pods,
     what_is_missing,
 )
-from tests.support.configs import make_config
+from tests.support.configs import CHECKOUT, make_config
 from tests.support.datasets import make_small_root
 from tests.support.processes import python
 
@@ -202,7 +201,8 @@ def wait_for(podman: Podman, pods: list[Manifest], condition: Callable[[], bool]
 def newest_checkpoint(work: Path) -> int:
     """Return the step of it, or -1."""
     steps = (
-        path.stem.removeprefix("step-") for path in work.glob("outputs/*/checkpoints/step-*.pt")
+        path.stem.removeprefix("step-")
+        for path in work.glob("outputs/*/checkpoints/step-*.safetensors")
     )
     return max(map(int, steps), default=-1)
 

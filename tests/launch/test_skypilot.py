@@ -129,7 +129,7 @@ def test_on_new_machines_the_run_goes_on(small_root: Path, tmp_path: Path) -> No
     nodes = start_nodes(tmp_path, small_root, "first")
     try:
         deadline = time.monotonic() + 60
-        while not any(run_dir.glob("checkpoints/step-*.pt")):
+        while not any(run_dir.glob("checkpoints/step-*.safetensors")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:

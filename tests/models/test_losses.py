@@ -26,7 +26,7 @@ def test_mean_squared_error_is_against_one_hot_targets() -> None:
 
 @pytest.mark.parametrize("name", ["nll", "cross_entropy", "mse"])
 def test_every_loss_gives_one_value_per_sample(name: str) -> None:
-    from dist_mnist.training.build import build_loss
+    from dist_mnist.models.build import build_loss
 
     loss = build_loss(make_config(f"loss={name}"))
     assert loss(OUTPUTS, LABELS).shape == (6,)

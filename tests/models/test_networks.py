@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from dist_mnist.models.build import build_model
 from dist_mnist.models.networks import MLP, ConvNet, ResidualBlock, ResNet
-from dist_mnist.training.build import build_model
 from tests.support.configs import make_config
 
 
@@ -51,7 +51,7 @@ def test_dropout_acts_in_train_mode_only() -> None:
     [
         ((1, 28, 20), (16, 32, 64), "square"),
         ((1, 8, 8), (16, 32, 64), "too small"),
-        ((1, 28, 28), (16, 32), "differ in number"),
+        ((1, 28, 28), (16, 32), "must have the same length"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(

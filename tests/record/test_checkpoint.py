@@ -1,24 +1,25 @@
 import os
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.record import checkpoint
-from tests.support.checkpoints import Intruder, content
+from tests.support.checkpoints import content
+from tests.support.runs import assert_equal
 
 
 def files(run_dir: Path) -> set[str]:
-    return {path.name for path in (run_dir / "checkpoints").iterdir()}
+    return {path.stem for path in (run_dir / "checkpoints").glob("*.safetensors")}
 
 
 def test_the_newest_few_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (2, 9, 10, 100):
         checkpoint.save(tmp_path, content(step), step, is_best=step == 9, keep=2)
-    assert files(tmp_path) == {"step-100.pt", "step-10.pt", "last.pt", "best.pt"}
-    assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["progress"] == {"step": 9}
+    assert files(tmp_path) == {"step-100", "step-10", "last", "best"}
+    assert checkpoint.load(tmp_path / "checkpoints" / "best.safetensors")["progress"] == {"step": 9}
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     assert newest["progress"] == {"step": 100}
@@ -27,22 +28,22 @@ def test_the_newest_few_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_a_run_that_was_set_back_drops_the_steps_it_will_make_again(tmp_path: Path) -> None:
     for step in (10, 20, 30, 15):
         checkpoint.save(tmp_path, content(step), step, is_best=False, keep=5)
-    assert files(tmp_path) == {"step-10.pt", "step-15.pt", "last.pt"}
+    assert files(tmp_path) == {"step-10", "step-15", "last"}
 
 
 def test_a_save_that_fails_leaves_the_old_file_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.save(tmp_path, content(1), 1, is_best=True, keep=1)
-    before = (tmp_path / "checkpoints" / "last.pt").read_bytes()
+    before = (tmp_path / "checkpoints" / "last.safetensors").read_bytes()
 
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(InputError, match=r"best.pt cannot be written: the disk is full"):
+    with pytest.raises(InputError, match=r"best.safetensors cannot be written: the disk is full"):
         checkpoint.save(tmp_path, content(2), 2, is_best=True, keep=1)
-    assert (tmp_path / "checkpoints" / "last.pt").read_bytes() == before
+    assert (tmp_path / "checkpoints" / "last.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
@@ -51,7 +52,7 @@ def test_a_damaged_newest_one_gives_way_to_the_one_before(
 ) -> None:
     for step in (1, 2):
         checkpoint.save(tmp_path, content(step), step, is_best=False, keep=3)
-    for name in ("last.pt", "step-2.pt"):
+    for name in ("last.safetensors", "step-2.safetensors"):
         path = tmp_path / "checkpoints" / name
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
@@ -69,29 +70,39 @@ def test_only_damaged_ones_are_an_error_and_none_at_all_is_not(tmp_path: Path) -
         checkpoint.newest(tmp_path)
 
 
-def test_loading_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({**content(), "model": Intruder()}, tmp_path / "a.pt")
-    (tmp_path / "b.pt").write_bytes(pickle.dumps({**content(), "model": Intruder()}))
-    for name in ("a.pt", "b.pt"):
-        with pytest.raises(InputError, match="damaged or no checkpoint"):
-            checkpoint.load(tmp_path / name)
-    assert not (tmp_path / "intruded").exists()
-
-
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-    with pytest.raises(InputError, match="no checkpoint of dist_mnist"):
-        checkpoint.load(tmp_path / "foreign.pt")
-    with pytest.raises(InputError, match="there is no such file"):
-        checkpoint.load(tmp_path / "nothing.pt")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "older.safetensors").write_bytes(checkpoint.encode({"state_dict": {}}))
+    for name in ("foreign.pt", "foreign.safetensors"):
+        with pytest.raises(InputError, match="damaged or not a checkpoint"):
+            checkpoint.load(tmp_path / name)
+    with pytest.raises(InputError, match="not a checkpoint of dist_mnist: it has no model"):
+        checkpoint.load(tmp_path / "older.safetensors")
+    with pytest.raises(InputError, match="does not exist"):
+        checkpoint.load(tmp_path / "nothing.safetensors")
+
+
+def test_anyone_can_read_the_weights(tmp_path: Path) -> None:
+    weights = {"0.weight": torch.randn(3, 2), "0.bias": torch.randn(3)}
+    checkpoint.save(tmp_path, {**content(), "model": weights}, 1, is_best=True, keep=1)
+    read = load_file(tmp_path / "checkpoints" / "best.safetensors")
+    assert_equal(read, {f"model.{name}": tensor for name, tensor in weights.items()})
+
+
+def test_tied_weights_and_any_layout_in_memory_are_kept(tmp_path: Path) -> None:
+    image = torch.randn(2, 3, 4, 5)
+    weights = {"a": image, "b": image, "c": image.to(memory_format=torch.channels_last)}
+    weights |= {"d": image[:, ::2], "e": torch.tensor(3.0), "f": torch.empty(0, dtype=torch.int8)}
+    checkpoint.save(tmp_path, {**content(), "model": weights}, 1, is_best=True, keep=1)
+    assert_equal(checkpoint.load(tmp_path / "checkpoints" / "last.safetensors")["model"], weights)
 
 
 def test_a_run_directory_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, content(1), 1, is_best=True, keep=1)
     checkpoint.save(tmp_path, content(2), 2, is_best=False, keep=1)
     folder = tmp_path / "checkpoints"
-    assert checkpoint.resolve(tmp_path) == checkpoint.resolve(folder) == folder / "best.pt"
-    (folder / "best.pt").unlink()
-    assert checkpoint.resolve(tmp_path) == folder / "last.pt"
-    assert checkpoint.resolve(folder / "step-2.pt") == folder / "step-2.pt"
+    assert checkpoint.resolve(tmp_path) == checkpoint.resolve(folder) == folder / "best.safetensors"
+    (folder / "best.safetensors").unlink()
+    assert checkpoint.resolve(tmp_path) == folder / "last.safetensors"
+    assert checkpoint.resolve(folder / "step-2.safetensors") == folder / "step-2.safetensors"

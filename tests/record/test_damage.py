@@ -1,7 +1,5 @@
 """What breaks from outside: damaged files, full and read-only disks, other launches, the clock."""
 
-import contextlib
-import io
 import logging
 import os
 import random
@@ -19,7 +17,6 @@ from torch import nn
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Resume
 from dist_mnist.record import checkpoint
-from dist_mnist.record.console import log_to_file
 from dist_mnist.record.directory import lock_run_directory, write_config
 from tests.support.configs import make_config
 from tests.support.processes import python
@@ -61,21 +58,20 @@ def small_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     model(torch.randn(8, 3)).sum().backward()
     optimizer.step()
     content = {
-        **{key: kind() for key, kind in checkpoint.CONTENT.items()},
+        **{key: kind() for key, kind in checkpoint.PARTS.items()},
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "progress": {"step": 1, "best_accuracy": None, "epoch_seconds": 0.25},
         "classes": ["0", "1"],
     }
     checkpoint.save(folder, content, 1, is_best=False, keep=1)
-    return folder / "checkpoints" / "last.pt", content
+    return folder / "checkpoints" / "last.safetensors", content
 
 
 def test_no_flipped_bit_and_no_truncation_goes_unnoticed(tmp_path: Path) -> None:
     path, content = small_checkpoint(tmp_path)
     assert_equal(checkpoint.load(path), content)
     whole, chance = path.read_bytes(), random.Random(0)
-    refused = 0
     for _ in range(600):
         damaged = bytearray(whole)
         if chance.random() < 0.8:
@@ -83,22 +79,8 @@ def test_no_flipped_bit_and_no_truncation_goes_unnoticed(tmp_path: Path) -> None
         else:
             del damaged[chance.randrange(len(whole)) :]
         path.write_bytes(damaged)
-        try:
-            loaded = checkpoint.load(path)
-        except InputError:
-            refused += 1
-        else:  # a bit that means nothing, such as padding
-            assert_equal(loaded, content)
-    assert refused > 300
-
-
-def test_torch_itself_would_not_see_a_flipped_bit(tmp_path: Path) -> None:
-    path, content = small_checkpoint(tmp_path)
-    weight = content["model"]["0.weight"].numpy().tobytes()
-    damaged = bytearray(path.read_bytes())
-    damaged[damaged.index(weight)] ^= 1
-    loaded = torch.load(io.BytesIO(damaged), weights_only=True)  # or the checksums are its own now
-    assert not torch.equal(loaded["model"]["0.weight"], content["model"]["0.weight"])
+        with pytest.raises(InputError, match="damaged"):
+            checkpoint.load(path)
 
 
 class KilledError(BaseException):
@@ -125,7 +107,7 @@ def test_a_save_that_is_killed_at_any_instant_leaves_a_good_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def content(step: int) -> dict[str, Any]:
-        plain = {key: kind() for key, kind in checkpoint.CONTENT.items()}
+        plain = {key: kind() for key, kind in checkpoint.PARTS.items()}
         return {**plain, "progress": {"step": step}}
 
     instant, finished = 0, False
@@ -146,17 +128,17 @@ def test_a_save_that_is_killed_at_any_instant_leaves_a_good_state(
                 pass
         steps = {
             path.name: checkpoint.load(path)["progress"]["step"]
-            for path in (run_dir / "checkpoints").glob("*.pt")
+            for path in (run_dir / "checkpoints").glob("*.safetensors")
         }
         newest = checkpoint.newest(run_dir)
         assert newest is not None
         assert newest["progress"]["step"] == max(
-            step for name, step in steps.items() if name != "best.pt"
+            step for name, step in steps.items() if name != "best.safetensors"
         )
-        assert steps["best.pt"] >= steps["last.pt"]
+        assert steps["best.safetensors"] >= steps["last.safetensors"]
         checkpoint.save(run_dir, content(3), 3, is_best=True, keep=1)
         left = {path.name for path in (run_dir / "checkpoints").iterdir()}
-        assert left == {"best.pt", "last.pt", "step-3.pt"}
+        assert left == {"best.safetensors", "last.safetensors", "step-3.safetensors"}
     assert instant > 10
 
 
@@ -165,7 +147,7 @@ def test_a_damaged_last_checkpoint_leads_to_the_same_end(
 ) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     run_once([*overrides, "trainer.max_steps=16"])
-    for name in ("last.pt", "step-16.pt"):
+    for name in ("last.safetensors", "step-16.safetensors"):
         path = tmp_path / "checkpoints" / name
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 16
@@ -179,37 +161,21 @@ def test_the_best_checkpoint_of_another_network_is_not_tested(
 ) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=2"]
     accuracy = run_once(overrides)
-    best = tmp_path / "checkpoints" / "best.pt"
+    best = tmp_path / "checkpoints" / "best.safetensors"
     foreign = checkpoint.load(best)
     foreign["model"]["output.extra"] = torch.zeros(1)
-    torch.save(foreign, best)
+    best.write_bytes(checkpoint.encode(foreign))
     assert run_once(overrides) == accuracy
     assert "another network" in caplog.text
     assert "Testing the last state instead" in caplog.text
 
 
-def test_a_log_that_cannot_be_written_is_told_once_and_the_run_goes_on(
-    small_root: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
+def test_a_run_goes_on_without_its_log(
+    small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "train.log").symlink_to("/dev/full")
     run_once([*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=2"])
-    assert caplog.text.count("train.log cannot be written: the disk is full") == 1
     assert not capsys.readouterr().err
-
-
-def test_nor_do_the_logs_of_others_show_stacks_while_a_run_lasts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    logger = logging.Logger("another library")
-    logger.addHandler(logging.FileHandler("/dev/full"))
-    with log_to_file(tmp_path):
-        logger.warning("does not fit")
-    assert not capsys.readouterr().err
-    with contextlib.suppress(OSError):
-        logger.handlers[0].close()
 
 
 def test_a_second_launch_waits_for_the_processes_of_the_first(
@@ -241,7 +207,7 @@ def test_a_run_that_another_launch_has_made_meanwhile_is_not_overwritten(
 
     def slow_lock(directory: Path, patience: float) -> Any:
         (directory / "checkpoints").mkdir()
-        (directory / "checkpoints" / "last.pt").touch()
+        (directory / "checkpoints" / "last.safetensors").touch()
         return lock(directory, patience)
 
     monkeypatch.setattr(run_directory, "_lock", slow_lock)
@@ -303,7 +269,7 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_room_lets_it_go_on(
 ) -> None:
     place = disk("remount,size=2m")
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={place / 'run'}"]
-    one = (whole / "checkpoints" / "last.pt").stat().st_size
+    one = (whole / "checkpoints" / "last.safetensors").stat().st_size
     (place / "other").write_bytes(bytes(free_bytes(place) - int(4.5 * one)))
     done = python("-m", "dist_mnist", *overrides)
     assert done.returncode == 1, done.stderr

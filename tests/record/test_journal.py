@@ -69,7 +69,7 @@ def test_a_damaged_line_in_the_middle_is_named_and_left_out(
     with caplog.at_level(logging.WARNING):
         assert read_journal(path) == [line(1), line(3)]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: left out what cannot be read: line 2"
+        f"{path}: skipped unreadable lines: 2"
     ]
     journal = Journal(tmp_path)
     journal.cut_back(step=10, finished_epochs=10)

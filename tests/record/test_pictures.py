@@ -4,15 +4,7 @@ import torch
 from PIL import Image
 
 from dist_mnist.record.journal import Journal
-from dist_mnist.record.pictures import draw_all, draw_confusion
-from dist_mnist.training.progress import Evaluation
-
-
-def evaluation(wrong: int) -> Evaluation:
-    labels = torch.arange(100) % 10
-    predictions = labels.clone()
-    predictions[:wrong] = (labels[:wrong] + 1) % 10
-    return Evaluation(labels, predictions, torch.rand(100), torch.rand(100))
+from dist_mnist.record.pictures import Mistake, draw_all, draw_confusion
 
 
 def draw(folder: Path, wrong: int, accuracy: float = 0.9) -> list[Path]:
@@ -23,11 +15,15 @@ def draw(folder: Path, wrong: int, accuracy: float = 0.9) -> list[Path]:
     journal.write({**line, "validation/loss": 0.4, "validation/accuracy": accuracy})
     journal.close()
     images = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8)
-    return draw_all(folder, evaluation(wrong), images, [str(digit) for digit in range(10)])
+    mistakes = [Mistake(index, index % 10, (index + 1) % 10, 0.5) for index in range(wrong)]
+    confusion = torch.eye(10, dtype=torch.int64) * 10
+    for mistake in mistakes:
+        confusion[mistake.label, mistake.prediction] += 1
+    return draw_all(folder, confusion, mistakes, images, [str(digit) for digit in range(10)])
 
 
 def test_every_picture_is_a_small_png(tmp_path: Path) -> None:
-    for path in draw(tmp_path, wrong=30):
+    for path in draw(tmp_path, wrong=24):
         with Image.open(path) as picture:
             assert picture.format == "PNG"
             assert picture.width >= 400

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import wandb
 
-from dist_mnist.commands.train import run
 from dist_mnist.config.errors import InputError
 from dist_mnist.distributed.signals import STOPPED, Stopped
 from dist_mnist.record import wandb_run as tracking
 from dist_mnist.record.journal import Journal, Line, read_journal
 from dist_mnist.record.wandb_run import BackgroundTracker, NoTracking, start_tracking
+from dist_mnist.training.run import run
 from tests.support.configs import SOLO, make_config
 from tests.support.processes import free_port, python
 from tests.support.wandb_cli import inspect, wandb_command
@@ -390,7 +390,7 @@ def test_a_run_killed_again_and_again_is_one_wandb_run_without_gaps_or_repeats(
     run(make_config(*overrides, f"run_dir={tmp_path / 'straight'}"), SOLO)
     killed = [*overrides, f"run_dir={tmp_path / 'killed'}"]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dist_mnist.commands.train", "torch._dynamo"])
+    context.set_forkserver_preload(["dist_mnist.training.run", "torch._dynamo"])
     for lines, wandb_dies_first in ((6, False), (4, True)):
         process = context.Process(target=_die_after, args=(lines, wandb_dies_first, killed))
         process.start()

@@ -8,7 +8,7 @@ from dist_mnist.record import checkpoint
 
 def content(step: int = 1) -> dict[str, Any]:
     return {
-        **{key: kind() for key, kind in checkpoint.CONTENT.items()},
+        **{key: kind() for key, kind in checkpoint.PARTS.items()},
         "progress": {"step": step},
     }
 

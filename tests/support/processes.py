@@ -22,7 +22,7 @@ def run_ranks(size: int, function: Callable[..., Any], *args: object) -> list[An
         What each rank returned, in order of rank.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dist_mnist.commands.train", "torch._dynamo"])
+    context.set_forkserver_preload(["dist_mnist.training.run", "torch._dynamo"])
     port = free_port()
     ranks = []
     for rank in range(size):

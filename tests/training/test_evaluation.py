@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from dist_mnist.data.splits import ImageTensors, Normalization
-from dist_mnist.distributed.gradients import session
-from dist_mnist.training.evaluation import evaluate
-from dist_mnist.training.progress import Evaluation
-from tests.support.configs import SOLO
+from dist_mnist.data.images import ImageTensors, Normalization
+from dist_mnist.distributed.session import session
+from dist_mnist.models.classifier import Classifier
+from dist_mnist.training.evaluation import Evaluation, evaluate, evaluate_checkpoint
+from dist_mnist.training.run import run
+from tests.support.configs import SOLO, make_config
 from tests.support.datasets import make_images
 from tests.support.processes import run_ranks
 
@@ -32,10 +33,11 @@ def build() -> nn.Module:
 
 def answers(batch_size: int = 16) -> Evaluation:
     with session("cpu", timeout_seconds=60) as world:
-        model = build()
-        normalization = Normalization(0.1, 0.3)
-        dtype = torch.float32
-        return evaluate(model, LOSS, DATASET, normalization, world, batch_size, dtype)
+        return evaluate(classifier(build()), LOSS, DATASET, world, batch_size)
+
+
+def classifier(model: nn.Module) -> Classifier:
+    return Classifier(model, Normalization(0.1, 0.3), torch.float32, tuple("0123456789"))
 
 
 def test_the_answers_are_those_of_a_plain_pass() -> None:
@@ -63,7 +65,7 @@ def test_every_world_size_gives_the_same_answers(size: int) -> None:
 def test_the_model_is_left_in_the_mode_it_was_in() -> None:
     model = build().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    evaluate(model, LOSS, DATASET, Normalization(0.1, 0.3), SOLO, 50, torch.float32)
+    evaluate(classifier(model), LOSS, DATASET, SOLO, 50)
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
@@ -85,30 +87,15 @@ def test_the_confusion_matrix_counts_labels_by_row() -> None:
 
 
 def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]:
-    from dist_mnist.commands.evaluate import evaluate_checkpoint
-    from dist_mnist.config.schema import (
-        EvaluationConfig,
-        EvaluationDataConfig,
-        EvaluationTrainerConfig,
-    )
-
-    options = EvaluationConfig(
-        checkpoint=run_dir,
-        data=EvaluationDataConfig(root=root),
-        trainer=EvaluationTrainerConfig("cpu", None, 1000, 60),
-        trusted_modules=[],
-    )
+    path, changes = Path(run_dir, "checkpoints", "best.safetensors"), {"data": {"root": root}}
     with session("cpu", timeout_seconds=60) as world:
-        evaluation = evaluate_checkpoint(options, world)
+        evaluation = evaluate_checkpoint(path, changes, world)
     return evaluation.accuracy, evaluation.correct, evaluation.count, evaluation.loss
 
 
 def test_a_checkpoint_scores_the_same_at_every_world_size(mnist_root: Path, tmp_path: Path) -> None:
-    from dist_mnist.commands.train import run
-    from tests.support.configs import make_config
-
     config = make_config(f"data.root={mnist_root}", f"run_dir={tmp_path}", "trainer.max_steps=15")
-    trained = run(config, SOLO)
+    trained = run(config, SOLO).test
     expected = (trained.accuracy, trained.correct, 10_000, pytest.approx(trained.loss, rel=1e-6))
     for size in (1, 2, 3, 4):
         for found in run_ranks(size, checkpoint_answers, str(tmp_path), str(mnist_root)):

@@ -17,16 +17,16 @@ def optimize(
     """Make a step for each loss's factor; return the weight after each, and the steps not made."""
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = optimizer_class([weight], lr=0.5, **options)  # type: ignore[call-arg]
-    check = FiniteCheck(optimizer, scaler, CPU, asks_every_step=False)
+    check = FiniteCheck(optimizer, scaler, CPU, waits_every_step=False)
     weights = []
     for factor in losses:
         scaler.scale(weight.sum() * factor).backward()
-        check.look()
+        check.check()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
         weights.append(weight.item())
-    return weights, check.steps_not_made()
+    return weights, check.skipped_steps()
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
@@ -54,12 +54,12 @@ def test_finite_gradients_stay_as_they_are() -> None:
     weight = torch.nn.Parameter(torch.ones(100))
     optimizer = torch.optim.SGD([weight])
     off = torch.amp.GradScaler("cpu", enabled=False)
-    check = FiniteCheck(optimizer, off, CPU, asks_every_step=True)
+    check = FiniteCheck(optimizer, off, CPU, waits_every_step=True)
     weight.grad = torch.randn(100)
     before = weight.grad.clone()
-    check.look()
+    check.check()
     assert torch.equal(weight.grad, before)
-    assert check.steps_not_made() == 0
+    assert check.skipped_steps() == 0
     weight.grad[7] = float("inf")
-    check.look()
-    assert check.steps_not_made() == 1
+    check.check()
+    assert check.skipped_steps() == 1

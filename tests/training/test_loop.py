@@ -9,11 +9,15 @@ import torch
 from torch import nn
 
 from dist_mnist.config.schema import Config
+from dist_mnist.data.images import Batch
 from dist_mnist.data.splits import load_splits
-from dist_mnist.distributed.gradients import World, session
-from dist_mnist.training.build import TrainingState, build_training_state
-from dist_mnist.training.loop import fit, train_epoch, train_step
-from dist_mnist.training.progress import RunningMetrics, Totals
+from dist_mnist.distributed.session import session
+from dist_mnist.distributed.stopping import StopAgreement
+from dist_mnist.distributed.world import World
+from dist_mnist.record.recorder import Recorder
+from dist_mnist.training.build import build_training_state
+from dist_mnist.training.loop import fit, train_epoch
+from dist_mnist.training.state import TrainingState
 from tests.support.configs import SOLO, make_config
 from tests.support.processes import run_ranks
 
@@ -37,7 +41,7 @@ def trained(overrides: list[str]) -> dict[str, torch.Tensor]:
 
 def trained_in(world: World, config: Config) -> dict[str, torch.Tensor]:
     state = build_training_state(config, world, load_splits(config.data, config.seed))
-    fit(state, recorder=None)
+    fit(state, Recorder())
     return {key: value.clone() for key, value in state.model.state_dict().items()}
 
 
@@ -130,7 +134,7 @@ def test_a_step_is_the_tutorials_step(small_root: Path) -> None:
         output = network(splits.normalization(images))
         nn.functional.nll_loss(output, labels).backward()
         optimizer.step()
-    fit(state, recorder=None)
+    fit(state, Recorder())
     assert state.config.trainer.global_batch_size == 10
     assert largest_difference(state.model.state_dict(), network.state_dict()) < 1e-6
 
@@ -159,7 +163,7 @@ def test_modes_are_train_in_training_and_eval_in_validation(small_root: Path) ->
     dropout = next(m for m in state.model.modules() if isinstance(m, nn.Dropout))
     dropout.register_forward_hook(note)
     statistics = next(m for m in state.model.modules() if isinstance(m, nn.BatchNorm2d))
-    fit(state, recorder=None)
+    fit(state, Recorder())
     assert [mode for mode, _ in seen] == ([True] * 4 + [False]) * 3
     assert all(zeros > 0 for mode, zeros in seen if mode)
     assert all(zeros == 0 for mode, zeros in seen if not mode)
@@ -169,7 +173,7 @@ def test_modes_are_train_in_training_and_eval_in_validation(small_root: Path) ->
 
 def test_in_sample_accuracy_counts_every_sample_once(small_root: Path) -> None:
     state = build_state(small_root)
-    train_epoch(state, 0, recorder=None)
+    train_epoch(state, Recorder(), StopAgreement(SOLO))
     totals = state.progress.epoch_totals
     assert totals.count == 153
     assert 0 < totals.correct <= 153
@@ -178,8 +182,8 @@ def test_in_sample_accuracy_counts_every_sample_once(small_root: Path) -> None:
 def test_the_learning_rate_follows_the_schedule(small_root: Path) -> None:
     state = build_state(small_root, "scheduler=step_decay", "optimizer=sgd", "optimizer.lr=0.1")
     rates = []
-    for epoch in range(3):
-        train_epoch(state, epoch, recorder=None)
+    for _ in range(3):
+        train_epoch(state, Recorder(), StopAgreement(SOLO))
         rates.append(state.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.1, 0.05, 0.025])
 
@@ -199,7 +203,7 @@ def test_clipping_bounds_the_step(small_root: Path) -> None:
             f"trainer.gradient_clip_norm={clip}",
         )
         before = torch.cat([p.detach().flatten().clone() for p in state.model.parameters()])
-        fit(state, recorder=None)
+        fit(state, Recorder())
         after = torch.cat([p.detach().flatten() for p in state.model.parameters()])
         steps.append(float((after - before).norm()))
     assert steps[0] == pytest.approx(0.01, rel=1e-3)
@@ -211,7 +215,7 @@ def test_bf16_computes_in_bf16_and_learns(small_root: Path) -> None:
     dtypes = set()
     convolution = next(m for m in state.model.modules() if isinstance(m, nn.Conv2d))
     convolution.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
-    fit(state, recorder=None)
+    fit(state, Recorder())
     assert dtypes == {torch.bfloat16}
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}
     assert state.progress.best_accuracy is not None
@@ -219,19 +223,17 @@ def test_bf16_computes_in_bf16_and_learns(small_root: Path) -> None:
 
 
 def test_frozen_layers_stay_as_they_are(small_root: Path, monkeypatch: Any) -> None:
-    from dist_mnist.training import build as training_state
-
-    original = training_state.build_model
+    from dist_mnist.models.build import build_model
 
     def frozen(config: Any) -> nn.Module:
-        model = original(config)
+        model = build_model(config)
         next(m for m in model.modules() if isinstance(m, nn.Conv2d)).requires_grad_(False)
         return model
 
-    monkeypatch.setattr(training_state, "build_model", frozen)
+    monkeypatch.setattr("dist_mnist.training.build.build_model", frozen)
     state = build_state(small_root, "trainer.max_steps=3")
     before = {key: value.clone() for key, value in state.model.named_parameters()}
-    fit(state, recorder=None)
+    fit(state, Recorder())
     changed = {k for k, v in state.model.named_parameters() if not torch.equal(before[k], v)}
     assert changed == {k for k, p in state.model.named_parameters() if p.requires_grad}
     assert len(changed) == len(before) - 1
@@ -254,7 +256,7 @@ def test_mixed_precision_learns_on_a_gpu(small_root: Path, precision: str) -> No
     with session("cuda", timeout_seconds=60) as world:
         splits = load_splits(config.data, config.seed).to(world.device)
         state = build_training_state(config, world, splits)
-        fit(state, recorder=None)
+        fit(state, Recorder())
     assert state.scaler.is_enabled() == (precision == "fp16")
     assert state.progress.best_accuracy is not None
     assert state.progress.best_accuracy > 0.9
@@ -273,13 +275,12 @@ def test_a_step_never_waits_for_the_gpu(small_root: Path, compiles: str) -> None
     with session("cuda", timeout_seconds=60) as world:
         splits = load_splits(config.data, config.seed).to(world.device)
         state = build_training_state(config, world, splits)
-        metrics = RunningMetrics(world, Totals())
-        images, labels = splits.train[torch.arange(50, device=world.device)]
-        train_step(state, images, labels, 50, metrics)  # the first one compiles and tunes
+        batch = Batch(*splits.train[torch.arange(50, device=world.device)], size=50)
+        state.step(batch)  # the first one compiles and tunes
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(40):
-                train_step(state, images, labels, 50, metrics)
+                state.step(batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert metrics.reduced().count == 41 * 50
+    assert state.metrics.reduced().count == 41 * 50

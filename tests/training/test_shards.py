@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from dist_mnist.commands.train import run
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.schema import Config, config_from_plain
+from dist_mnist.config.schema import Config
 from dist_mnist.data.splits import load_splits
-from dist_mnist.distributed.gradients import Waiting, session
+from dist_mnist.distributed.session import session
 from dist_mnist.record import checkpoint
 from dist_mnist.record.journal import read_journal
-from dist_mnist.training.build import build_training_state, checkpoint_content, restore
+from dist_mnist.training.build import build_training_state
 from dist_mnist.training.progress import RunningMetrics, Totals
-from dist_mnist.training.shards import SHARDS, learn_in_shards, prepare
+from dist_mnist.training.run import run
+from dist_mnist.training.shards import SHARDS, set_reproducible, sum_shards
+from dist_mnist.training.state import checkpoint_content, restore
 from tests.support.configs import SOLO, make_config
 from tests.support.processes import run_ranks
 
@@ -41,7 +42,7 @@ SMALL = (
 
 def run_all(*configs: Config) -> None:
     """Make one run after another, without the pictures, which would take most of the time."""
-    no_pictures = patch("dist_mnist.record.pictures.draw_all", return_value={})
+    no_pictures = patch("dist_mnist.record.pictures.draw_all", return_value=[])
     with no_pictures, session("cpu", timeout_seconds=60) as world:
         for config in configs:
             run(config, world)
@@ -86,8 +87,8 @@ def runs(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_number_of_processes_leaves_no_trace(runs: Path, name: str) -> None:
     left = left_by(runs / name)
     assert set(left) == {
-        *("step-3.pt", "step-4.pt", "step-6.pt", "step-8.pt"),
-        *("best.pt", "last.pt", "journal"),
+        *("step-3.safetensors", "step-4.safetensors", "step-6.safetensors", "step-8.safetensors"),
+        *("best.safetensors", "last.safetensors", "journal"),
     }
     assert left == left_by(runs / "1")
 
@@ -95,13 +96,16 @@ def test_the_number_of_processes_leaves_no_trace(runs: Path, name: str) -> None:
 def test_eight_processes_take_the_same_steps(small_root: Path, tmp_path: Path, runs: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=4"]
     run_ranks(SHARDS, run_all, make_config(*overrides))
-    assert left_by(tmp_path)["step-4.pt"]["model"] == left_by(runs / "1")["step-4.pt"]["model"]
+    assert (
+        left_by(tmp_path)["step-4.safetensors"]["model"]
+        == left_by(runs / "1")["step-4.safetensors"]["model"]
+    )
 
 
 @pytest.mark.parametrize("size", [3, 5, 6, 16])
 def test_shards_that_cannot_be_shared_out_evenly_are_refused(size: int) -> None:
-    with pytest.raises(InputError, match=f"with {size} processes"):
-        prepare(replace(SOLO, size=size), is_wanted=True)
+    with pytest.raises(InputError, match=f"support {size} processes"):
+        set_reproducible(replace(SOLO, size=size), is_wanted=True)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +124,14 @@ def test_what_cannot_be_reproducible_is_refused_by_name(override: str) -> None:
     make_config(override)
 
 
-def shard_learner(model: nn.Module, batch_size: int) -> Any:
-    def learn(shard: int, images: torch.Tensor, labels: torch.Tensor) -> None:
-        loss = nn.functional.cross_entropy(model(images), labels, reduction="sum")
-        (loss / batch_size).backward()
+def shard_adder(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Any:
+    def add_shard(index: int) -> None:
+        if len(labels[index::SHARDS]):
+            outputs = model(images[index::SHARDS])
+            losses = nn.functional.cross_entropy(outputs, labels[index::SHARDS], reduction="sum")
+            (losses / len(labels)).backward()
 
-    return learn
+    return add_shard
 
 
 @pytest.mark.parametrize("batch_size", [50, 8, 3])
@@ -136,8 +142,7 @@ def test_the_gradient_is_the_mean_over_the_batch(batch_size: int) -> None:
     images, labels = torch.randn(batch_size, 1, 8, 8), torch.arange(batch_size) % 10
     loss = nn.functional.cross_entropy(model(images), labels)
     expected = torch.autograd.grad(loss, list(model.parameters()))
-    learn = shard_learner(model, batch_size)
-    learn_in_shards(model, SOLO, images, labels, batch_size, learn, Waiting())
+    sum_shards(model, SOLO, batch_size, shard_adder(model, images, labels))
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride()
@@ -150,8 +155,7 @@ def test_buffers_change_by_the_mean_of_the_shards(batch_size: int) -> None:
     model.register_buffer("mask", torch.tensor([-math.inf, 0.1]))
     model.register_buffer("flags", torch.tensor([True, False]))
     images, labels = torch.randn(batch_size, 1, 2, 2), torch.arange(batch_size) % 10
-    learn = shard_learner(model, batch_size)
-    learn_in_shards(model, SOLO, images, labels, batch_size, learn, Waiting())
+    sum_shards(model, SOLO, batch_size, shard_adder(model, images, labels))
     shards = [images[shard::SHARDS] for shard in range(min(SHARDS, batch_size))]
     mean = torch.stack([0.5 * shard.mean() for shard in shards]).mean()
     variance = torch.stack([0.5 + 0.5 * shard.var() for shard in shards]).mean()
@@ -181,9 +185,6 @@ def test_a_run_keeps_to_what_it_began_with(small_root: Path) -> None:
     )
     state = build_training_state(config, SOLO, load_splits(config.data, config.seed))
     content = checkpoint_content(state)
-    del content["config"]["trainer"]["reproducible"]  # as before there was such an option
-    restore(state, content)
-    assert config_from_plain(content["config"]).trainer.reproducible is False
     content["config"]["trainer"]["reproducible"] = True
-    with pytest.raises(InputError, match=r"trainer\.reproducible=False cannot continue"):
+    with pytest.raises(InputError, match=r"trainer\.reproducible=False does not fit this run"):
         restore(state, content)
