@@ -1,7 +1,7 @@
 """One epoch of ours beside the same training in other libraries.
 
-Every contender starts from the same weights and sees the same 60,000 images in the same batches
-with the same optimizer in float32: what differs is the loop, and how the data come to it.
+Every contender starts from the same weights and trains on the same 60,000 images, with the same
+batch size and optimizer, in float32. Only the training loop and the data loading differ.
 """
 
 import json
@@ -26,6 +26,8 @@ from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.models.build import build_model
 from dist_mnist.record.journal import read_journal
 from tests.benchmarks.measure import (
+    BATCH_SIZES,
+    PLAIN_TRAINING,
     Spread,
     in_turn,
     python_command,
@@ -33,9 +35,9 @@ from tests.benchmarks.measure import (
     table,
     write_record,
 )
+from tests.benchmarks.pictures import BLUE, ORANGE, error_bars
 from tests.support.configs import make_config
 
-BATCH_SIZES = {"mlp": 128, "cnn": 256}
 WORLD_SIZES = (1, 2)
 EPOCHS = 2  # the first one warms up, the last one counts
 SEED = 0
@@ -43,7 +45,7 @@ OURS = "dist_mnist"
 OURS_TRACKED = "dist_mnist, wandb offline"
 TRACKING = {OURS: "disabled", OURS_TRACKED: "offline"}
 
-# What a contender is called, its script, and the package that it needs.
+# The name of a contender, its script, and the package that it needs.
 PEERS = {
     "plain PyTorch": ("plain", "torch"),
     "Lightning": ("with_lightning", "lightning"),
@@ -53,8 +55,7 @@ PEERS = {
 
 WORKERS_TRIED = (0, 1, 2)
 PILOT_STEPS, PILOT_EPOCHS = 100, 4
-ACCURACY_MARGIN = 0.01  # two epochs of another order of the images differ by less
-OUR_COLOUR, PEER_COLOUR = "#d1682b", "#3b6fb6"
+ACCURACY_MARGIN = 0.01  # another order of the images makes a smaller difference than this
 COLUMNS = (
     "",
     "seconds of the 2nd epoch",
@@ -68,7 +69,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Case:
-    """What all contenders do once: one network, by so many processes."""
+    """One network, trained by a number of processes."""
 
     model: str
     world_size: int
@@ -85,7 +86,7 @@ def run(folder: Path, data: str, rounds: int = 3) -> None:
     """Measure every network at every world size; write `peers.json` and `peers.png`.
 
     Raises:
-        RuntimeError: A contender failed, or learnt less or more than the others do.
+        RuntimeError: A contender failed, or its accuracy differs too much from the others'.
     """
     root = Path(data).resolve()
     unpack(root)
@@ -97,8 +98,7 @@ def run(folder: Path, data: str, rounds: int = 3) -> None:
                 case = Case(model, world_size, weights, root)
                 results[str(case)] = _measure(case, rounds)
     complaints = [text for case, result in results.items() for text in _complaints(case, result)]
-    parts = [_markdown(case, result) for case, result in results.items()]
-    write_record(folder, "peers", results, "\n\n".join([*parts, *complaints]))
+    write_record(folder, "peers", results, "\n\n".join([summary(results), *complaints]))
     draw(folder / "peers.png", results)
     if complaints:
         raise RuntimeError("not all contenders did the same work:\n" + "\n".join(complaints))
@@ -111,7 +111,7 @@ def unpack(root: Path) -> None:
 
 
 def write_initial_weights(model: str, folder: Path) -> Path:
-    """Write the weights that `python -m dist_mnist` begins with."""
+    """Write the weights that `python -m dist_mnist` starts from."""
     config = make_config(f"model={model}", f"seed={SEED}")
     seed_device(torch.device("cpu"), keyed_seed(SEED, "weights"))
     path = folder / f"{model}.pt"
@@ -120,10 +120,10 @@ def write_initial_weights(model: str, folder: Path) -> Path:
 
 
 def _is_possible(world_size: int) -> bool:
-    """Whether each process would have a GPU of its own, or all of them compute on the CPU."""
+    """Return whether each process gets a GPU of its own, or all of them compute on the CPU."""
     possible = not torch.cuda.is_available() or world_size <= torch.cuda.device_count()
     if not possible:
-        print(f"left out: {world_size} processes, for want of GPUs", file=sys.stderr)
+        print(f"left out: {world_size} processes, too few GPUs", file=sys.stderr)
     return possible
 
 
@@ -131,7 +131,7 @@ def _measure(case: Case, rounds: int) -> dict[str, Any]:
     installed = [name for name, (_, package) in PEERS.items() if find_spec(package)]
     pilot = {workers: _pilot(case, workers) for workers in WORKERS_TRIED}
     workers = min(pilot, key=pilot.__getitem__)
-    print(f"{case}: {workers} data loading workers, by {pilot}", file=sys.stderr)
+    print(f"{case}: {workers} data loading workers (seconds by workers: {pilot})", file=sys.stderr)
     contenders = {name: partial(_run_ours, case, mode) for name, mode in TRACKING.items()}
     contenders |= {name: partial(_run_peer, case, name, workers) for name in installed}
     runs = in_turn(contenders, rounds)
@@ -139,13 +139,12 @@ def _measure(case: Case, rounds: int) -> dict[str, Any]:
         "workers": workers,
         "pilot_seconds": pilot,
         "left_out": sorted(set(PEERS) - set(installed)),
-        "contenders": {name: _summarise(runs[name], runs[OURS]) for name in contenders},
-        "runs": runs,
+        "contenders": {name: figures_of(runs[name]) for name in contenders},
     }
 
 
 def _pilot(case: Case, workers: int) -> float:
-    """Return the plain loop's shortest time for a few steps, but for the first epoch's."""
+    """Return the plain loop's shortest time for a few steps, not counting the first epoch."""
     options = {"epochs": PILOT_EPOCHS, "limit": PILOT_STEPS}
     seconds: list[float] = _run_peer(case, "plain PyTorch", workers, **options)["seconds_per_epoch"]
     return min(seconds[1:])
@@ -170,9 +169,8 @@ def _run_ours(case: Case, tracking: str) -> dict[str, Any]:
             case,
             "dist_mnist",
             *(f"model={case.model}", f"trainer.global_batch_size={BATCH_SIZES[case.model]}"),
-            *(f"trainer.epochs={EPOCHS}", "trainer.precision=fp32", "data.validation_size=0"),
-            *("augmentation=none", "optimizer=adam", "scheduler=constant"),
-            *("loss.label_smoothing=0.0", f"tracking={tracking}", f"seed={SEED}"),
+            *(f"trainer.epochs={EPOCHS}", "trainer.precision=fp32", *PLAIN_TRAINING),
+            *(f"tracking={tracking}", f"seed={SEED}"),
             *(f"data.root={case.data}", f"run_dir={run_dir}"),
             WANDB_MODE=tracking,
         )
@@ -185,9 +183,9 @@ def _run_ours(case: Case, tracking: str) -> dict[str, Any]:
 
 
 def _run(case: Case, module: str, *arguments: str, **environment: Any) -> dict[str, Any]:
-    """Run a module as so many processes; return what it and the process that watches it print."""
+    """Run a module; return the figures that it and the process that watches it print."""
     watcher = [*python_command(), "-m", "tests.benchmarks.peak_memory"]
-    # One process is started as most people would start it.
+    # Most people would start a single process without torchrun.
     launcher = python_command(None if case.world_size == 1 else case.world_size)
     if torch.cuda.is_available():
         environment["CUDA_VISIBLE_DEVICES"] = _gpus(case.world_size)
@@ -200,72 +198,61 @@ def _run(case: Case, module: str, *arguments: str, **environment: Any) -> dict[s
 
 
 def _gpus(count: int) -> str:
-    """Return the first so many GPUs; some libraries would use one that is left over."""
+    """Return the first GPUs, since some libraries would use any others that they see."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
     return ",".join(list(names)[:count])
 
 
-def _summarise(
-    runs: Sequence[Mapping[str, Any]], our_runs: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Return the medians and spreads of one contender."""
-    ratios = [
-        theirs["seconds_per_epoch"][-1] / ours["seconds_per_epoch"][-1]
-        for theirs, ours in zip(runs, our_runs, strict=True)
-    ]
-    accuracies = [run["test_accuracy"] for run in runs]
-    summary: dict[str, Any] = {
-        "epoch_seconds": _spread([run["seconds_per_epoch"][-1] for run in runs]),
-        "first_epoch_seconds": _spread([run["seconds_per_epoch"][0] for run in runs]),
-        "times_ours": _spread(ratios),
-        "test_accuracy": {"mean": statistics.mean(accuracies), **_spread(accuracies)},
-    }
-    for key in ("wall_seconds", "evaluation_seconds", "largest_process_mb"):
-        values = [run[key] for run in runs if key in run]
-        summary[key] = _spread(values) if values else None
-    return summary
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return vars(Spread.of(values)).copy()
+def figures_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return each figure of a contender as a list over its runs; ours has no evaluation time."""
+    figures = {"epoch_seconds": [run["seconds_per_epoch"][-1] for run in runs]}
+    for key in ("test_accuracy", "wall_seconds", "evaluation_seconds", "largest_process_mb"):
+        figures[key] = [run[key] for run in runs if key in run]
+    return figures
 
 
 def _complaints(case: str, result: Mapping[str, Any]) -> list[str]:
-    """Name the contenders whose accuracy shows that they did not do the others' work."""
-    means = {name: c["test_accuracy"]["mean"] for name, c in result["contenders"].items()}
+    """Name the contenders whose accuracy shows that they did other work than the rest."""
+    means = {name: statistics.mean(c["test_accuracy"]) for name, c in result["contenders"].items()}
     middle = statistics.median(means.values())
     return [
         f"**{case}: {name} scores {100 * mean:.2f} %, and the median is {100 * middle:.2f} %.**"
         for name, mean in means.items()
-        # Not the other way round: what is not a number is no result either.
+        # `> ACCURACY_MARGIN` would let NaN pass.
         if not abs(mean - middle) <= ACCURACY_MARGIN
     ]
 
 
+def summary(results: Mapping[str, Any]) -> str:
+    """Return a table for each case."""
+    return "\n\n".join(_markdown(case, result) for case, result in results.items())
+
+
 def _markdown(case: str, result: Mapping[str, Any]) -> str:
-    rows = [_row(name, summary) for name, summary in result["contenders"].items()]
+    contenders = result["contenders"]
+    rows = [_row(name, figures, contenders[OURS]) for name, figures in contenders.items()]
     rows += [[name, "not installed", *[""] * (len(COLUMNS) - 2)] for name in result["left_out"]]
     workers = f"data loading workers of each process of the others: {result['workers']}"
     return f"### {case}\n\n{workers}\n\n{table(COLUMNS, rows)}"
 
 
-def _row(name: str, summary: Mapping[str, Any]) -> list[str]:
-    accuracy = summary["test_accuracy"]
-    low, high = 100 * accuracy["least"], 100 * accuracy["greatest"]
+def _row(
+    name: str, figures: Mapping[str, Sequence[float]], ours: Mapping[str, Sequence[float]]
+) -> list[str]:
+    accuracies = figures["test_accuracy"]
+    low, high = 100 * min(accuracies), 100 * max(accuracies)
+    ratio = Spread.of_ratios(figures["epoch_seconds"], ours["epoch_seconds"])
+    evaluation = figures["evaluation_seconds"]
     return [
         name,
-        _told(summary["epoch_seconds"]),
-        "1" if name == OURS else _told(summary["times_ours"]),
-        f"{100 * accuracy['mean']:.2f} % ({low:.2f} to {high:.2f})",
-        _told(summary["wall_seconds"]),
-        _told(summary["evaluation_seconds"]),
-        f"{summary['largest_process_mb']['median']:.0f}",
+        str(Spread.of(figures["epoch_seconds"])),
+        "1" if name == OURS else str(ratio),
+        f"{100 * statistics.mean(accuracies):.2f} % ({low:.2f} to {high:.2f})",
+        str(Spread.of(figures["wall_seconds"])),
+        str(Spread.of(evaluation)) if evaluation else "",
+        f"{statistics.median(figures['largest_process_mb']):.0f}",
     ]
-
-
-def _told(spread: Mapping[str, float] | None) -> str:
-    return "" if spread is None else str(Spread(**spread))
 
 
 def draw(path: Path, results: Mapping[str, Any]) -> None:
@@ -285,25 +272,22 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def _draw_case(axes: Axes, case: str, result: Mapping[str, Any]) -> None:
-    contenders = result["contenders"]
-    spreads = [Spread(**summary["epoch_seconds"]) for summary in contenders.values()]
-    medians = [spread.median for spread in spreads]
-    below = [spread.median - spread.least for spread in spreads]
-    above = [spread.greatest - spread.median for spread in spreads]
-    colours = [OUR_COLOUR if name in TRACKING else PEER_COLOUR for name in contenders]
-    axes.barh(range(len(medians)), medians, xerr=[below, above], color=colours, capsize=2.5)
-    for place, (name, spread) in enumerate(zip(contenders, spreads, strict=True)):
-        times = "" if name == OURS else f"  ({contenders[name]['times_ours']['median']:.2f} x)"
-        label = f"{spread.median:.3g} s{times}"
+    seconds = {name: figures["epoch_seconds"] for name, figures in result["contenders"].items()}
+    spreads = [Spread.of(values) for values in seconds.values()]
+    colours = [ORANGE if name in TRACKING else BLUE for name in seconds]
+    medians, bars = [spread.median for spread in spreads], error_bars(spreads)
+    axes.barh(range(len(medians)), medians, xerr=bars, color=colours, capsize=2.5)
+    for place, (name, spread) in enumerate(zip(seconds, spreads, strict=True)):
+        ratio = Spread.of_ratios(seconds[name], seconds[OURS]).median
         axes.annotate(
-            label,
+            f"{spread.median:.3g} s" + ("" if name == OURS else f"  ({ratio:.2f} x)"),
             (spread.greatest, place),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
             fontsize=8,
         )
-    axes.set_yticks(range(len(medians)), list(contenders), fontsize=9)
+    axes.set_yticks(range(len(medians)), list(seconds), fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.45 * max(spread.greatest for spread in spreads))
     axes.set_title(case, fontsize=10)

@@ -1,4 +1,4 @@
-"""From the launch to the end of the first step, beside what torch alone takes for one."""
+"""The time from the launch to the end of the first step, beside torch alone making one step."""
 
 import tempfile
 import time
@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.benchmarks.measure import (
     Spread,
+    by_figure,
     in_turn,
     python_command,
     run_for_json,
@@ -16,12 +17,12 @@ from tests.benchmarks.measure import (
     write_record,
 )
 
-GOAL = 1.5  # times the start of torch alone
+GOAL = 1.5  # times torch and one step
 
 
 def run(folder: Path, data: str, rounds: int = 5) -> None:
     """Measure one process and four; write `startup.json`."""
-    results = in_turn(
+    runs = in_turn(
         {
             "import torch": _import_torch,
             "torch and one step": _until_first_step(None, "floor"),
@@ -33,7 +34,8 @@ def run(folder: Path, data: str, rounds: int = 5) -> None:
         },
         rounds,
     )
-    write_record(folder, "startup", results, _summary(results))
+    results = {name: by_figure(of_one)["seconds"] for name, of_one in runs.items()}
+    write_record(folder, "startup", results, summary(results))
 
 
 def _ours(data: str, tracking: str) -> list[str]:
@@ -58,13 +60,12 @@ def _until_first_step(world_size: int | None, *arguments: str) -> Callable[[], d
     return measure
 
 
-def _summary(results: dict[str, list[dict[str, Any]]]) -> str:
+def summary(results: dict[str, list[float]]) -> str:
+    """Return the goal and the table."""
     rows = []
-    for name, runs in results.items():
-        seconds = [run["seconds"] for run in runs]
+    for name, seconds in results.items():
         processes = ", 4 processes" if name.endswith("4 processes") else ""
-        floor = [run["seconds"] for run in results[f"torch and one step{processes}"]]
-        ratio = Spread.of([s / f for s, f in zip(seconds, floor, strict=True)])
-        rows.append((name, Spread.of(seconds), ratio))
+        floor = results[f"torch and one step{processes}"]
+        rows.append((name, Spread.of(seconds), Spread.of_ratios(seconds, floor)))
     columns = ("", "seconds to the end of the first step", "times torch and one step")
     return f"goal: {GOAL} times or less\n\n{table(columns, rows)}"
