@@ -27,6 +27,7 @@ from dist_mnist.record.console import describe, log_to_file, result_line
 from dist_mnist.record.directory import choose_run_directory, lock_run_directory, write_config
 from dist_mnist.record.journal import Journal, Line
 from dist_mnist.record.recorder import Recorder
+from dist_mnist.record.tracker import Table
 from dist_mnist.record.wandb_run import start_tracking
 from dist_mnist.training.build import TrainingState, build_training_state, load_weights, restore
 from dist_mnist.training.finite import NonFiniteError
@@ -194,10 +195,18 @@ def _best_weights(state: TrainingState, path: Path) -> dict[str, torch.Tensor] |
 
 
 def _report(state: TrainingState, test: Evaluation, seconds: float, recorder: Recorder) -> None:
-    """Write the test's line, and draw the pictures, into the run directory and into wandb."""
+    """Draw the pictures and record them with the test's line."""
     step, classes = state.progress.step, state.splits.classes
     images = state.splits.test.images.cpu()
     mistakes = test.worst_mistakes(report.MISTAKES_SHOWN)
+    pictures = report.draw_all(recorder.run_dir, test, images, classes)
+    table = Table(
+        ["image", "label", "prediction", "confidence"],
+        [
+            [images[m.index, 0], classes[m.label], classes[m.prediction], m.confidence]
+            for m in mistakes
+        ],
+    )
     recorder.record(
         {
             "kind": "test",
@@ -210,16 +219,6 @@ def _report(state: TrainingState, test: Evaluation, seconds: float, recorder: Re
             "seconds": round(seconds, 3),
             "test/confusion": test.confusion(len(classes)).tolist(),
             "test/mistakes": [asdict(mistake) for mistake in mistakes],
-        }
-    )
-    pictures = report.draw_all(recorder.run_dir, test, images, classes)
-    recorder.tracker.log_pictures(pictures, step)
-    recorder.tracker.log_table(
-        "test/worst_mistakes",
-        ["image", "label", "prediction", "confidence"],
-        [
-            [images[m.index, 0], classes[m.label], classes[m.prediction], m.confidence]
-            for m in mistakes
-        ],
-        step,
+        },
+        {**{f"plots/{path.stem}": path for path in pictures}, "test/worst_mistakes": table},
     )

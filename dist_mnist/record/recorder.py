@@ -9,7 +9,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.distributed import whereabouts
 from dist_mnist.record import checkpoint
 from dist_mnist.record.journal import Journal, Line
-from dist_mnist.record.wandb_run import Tracker
+from dist_mnist.record.tracker import NO_MEDIA, Media, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +28,10 @@ class Recorder:
     tracker: Tracker
     keep_checkpoints: int
 
-    def record(self, line: Line) -> None:
-        """Add a line to the journal and to wandb."""
+    def record(self, line: Line, media: Media = NO_MEDIA) -> None:
+        """Add a line to the journal and to wandb, there with pictures and tables."""
         self.journal.write(line)
-        self.tracker.log(line)
+        self.tracker.log(line, media)
 
     def save(self, content: dict[str, Any], step: int, is_best: bool) -> None:
         """Write a checkpoint, after the journal's lines that it includes."""

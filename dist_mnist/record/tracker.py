@@ -1,0 +1,112 @@
+"""Trackers: what a run tells wandb, and how training avoids waiting for it. Needs no wandb."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple
+
+from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.record.journal import Line
+
+logger = logging.getLogger(__name__)
+
+# How long a run that is over waits for its tracker. Schedulers often grant a stopped job 30 s,
+# which must also do for a checkpoint.
+FINISH_TIMEOUT_SECONDS = 10.0
+ABANDON_TIMEOUT_SECONDS = 1.0
+
+
+class Table(NamedTuple):
+    """A table; a cell that is a uint8 tensor of shape (H, W) becomes a picture."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+
+
+Media = Mapping[str, Path | Table]
+NO_MEDIA: Media = {}
+
+
+class Tracker:
+    """What a run tells wandb. This one, for runs without wandb, tells nobody."""
+
+    def log(self, line: Line, media: Media = NO_MEDIA) -> None:
+        """Add a row with the numbers of one line of the journal, and pictures and tables."""
+
+    def keep(self, checkpoint: Path) -> None:
+        """Upload a checkpoint, if there is a server."""
+
+    def finish(self, exit_code: int) -> None:
+        """End the run; say where to see it, unless it failed."""
+
+
+class BackgroundTracker(Tracker):
+    """Another tracker on a thread of its own, so that training never waits for it.
+
+    The next call raises the user's mistake (`InputError`) that shows up while the tracker starts.
+    Anything else that goes wrong is logged once, and the run goes on without a tracker.
+
+    Args:
+        start: Returns the tracker.
+        abandon: Lets go of a tracker that failed or hangs. It may hang too.
+    """
+
+    def __init__(
+        self, start: Callable[[], Tracker], abandon: Callable[[], None] = lambda: None
+    ) -> None:
+        self._start, self._abandon = start, abandon
+        self._mistake: InputError | None = None
+        self._is_abandoned = False
+        self._calls: SimpleQueue[Callable[[Tracker], None] | None] = SimpleQueue()
+        # Not an executor's thread: Python would wait for that one when it exits.
+        self._thread = Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            tracker = self._start()
+            while call := self._calls.get():
+                call(tracker)
+        except InputError as error:
+            self._mistake = error
+        except Exception as error:
+            if self._is_abandoned:
+                return
+            logger.warning(
+                "wandb failed, and training goes on without it; the next start with this run_dir "
+                "adds what is missing: %s: %s",
+                *(type(error).__name__, one_line(error)[:300]),
+            )
+            self._abandon()
+
+    def _call(self, function: Callable[[Tracker], None]) -> None:
+        if self._mistake:
+            raise self._mistake
+        if self._thread.is_alive():
+            self._calls.put(function)
+
+    def log(self, line: Line, media: Media = NO_MEDIA) -> None:  # noqa: D102
+        self._call(lambda tracker: tracker.log(line, media))
+
+    def keep(self, checkpoint: Path) -> None:  # noqa: D102
+        self._call(lambda tracker: tracker.keep(checkpoint))
+
+    def finish(self, exit_code: int) -> None:
+        """End the run once it has been handed over, or after `FINISH_TIMEOUT_SECONDS`."""
+        self._calls.put(lambda tracker: tracker.finish(exit_code))
+        self._calls.put(None)
+        self._thread.join(FINISH_TIMEOUT_SECONDS)
+        if self._thread.is_alive():
+            logger.warning(
+                "wandb has not ended within %g s and is left behind; the next start with this "
+                "run_dir adds what is missing.",
+                FINISH_TIMEOUT_SECONDS,
+            )
+            self._is_abandoned = True
+            last = Thread(target=self._abandon, name="abandon tracking", daemon=True)
+            last.start()
+            last.join(ABANDON_TIMEOUT_SECONDS)
+        if self._mistake and exit_code == 0:  # a run that failed reports its own error
+            raise self._mistake
