@@ -34,6 +34,7 @@ def test_the_wheel_holds_conf_and_mnist_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"dist_mnist", "dist_mnist-0.1.0.dist-info"}
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_from_another_directory(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     options = ("--no-deps", "--no-index", "--quiet", "--target", str(site))
@@ -51,6 +52,7 @@ def test_the_wheel_trains_from_another_directory(wheel: Path, tmp_path: Path) ->
     assert len(list((elsewhere / "outputs").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_bare_checkout_trains(mnist_root: Path, tmp_path: Path) -> None:
     """With the package of the checkout and no other: -S keeps an editable install away."""
     site_packages = [path for path in sys.path if path.endswith("site-packages")]

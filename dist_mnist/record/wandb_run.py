@@ -5,8 +5,8 @@ computed from its journal line, so that a row logged again is the same row. What
 tell is told anew from the journal:
 
 - Online, wandb resumes the run, and the rows that the server has are skipped.
-- Offline, the new folder replaces the earlier ones and holds the whole run. It is written without
-  `resume`, so `wandb sync` puts it in the place of what the server has of the run.
+- Offline, the new folder replaces the earlier ones and holds the whole run. It does not ask for a
+  resume, so `wandb sync` uploads it in the place of what the server has of the run.
 """
 
 import logging
@@ -174,7 +174,7 @@ def _settings(
         run_tags=tuple(config.tags),
         root_dir=str(run_dir),
         run_id=run_id,
-        resume="allow" if mode == "online" else None,
+        resume="allow" if mode == "online" else "never",
         console="off",
         silent=True,
         reinit="create_new",  # not the run of an earlier job of a sweep

@@ -17,9 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.data.splits import load_splits
-from dist_mnist.distributed.gradients import World, session
-from dist_mnist.training.build import TrainingState, build_model, build_training_state
+from dist_mnist.distributed.session import session
+from dist_mnist.distributed.stopping import StopAgreement
+from dist_mnist.distributed.world import World
+from dist_mnist.models.build import build_model
+from dist_mnist.record.recorder import Recorder
+from dist_mnist.training.build import build_training_state
 from dist_mnist.training.loop import train_epoch
+from dist_mnist.training.state import TrainingState
 from tests.benchmarks.measure import BATCH_SIZES, PLAIN_TRAINING, read_record, table, write_record
 from tests.benchmarks.pictures import BLUE, GREY, ORANGE, add_grid_and_legend
 from tests.benchmarks.scaling import is_within_goal
@@ -90,7 +95,7 @@ def _measure_noise(model: str, data: str, world: World, big_batches: int) -> dic
     config = make_config(*options, *PLAIN_TRAINING, "seed=0")
     splits = load_splits(config.data, config.seed)
     state = build_training_state(config, world, splits)
-    train_epoch(state, epoch=0, recorder=None)
+    train_epoch(state, Recorder(), StopAgreement(state.world))
     generator = torch.Generator().manual_seed(keyed_seed(config.seed, "noise scale"))
     norms = torch.stack([_squared_norms(state, generator) for _ in range(big_batches)])
 

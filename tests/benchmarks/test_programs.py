@@ -34,6 +34,7 @@ def test_a_program_that_fails_is_reported() -> None:
         run_program(["python3", "-c", "raise SystemExit('no such thing')"])
 
 
+@pytest.mark.slow
 def test_the_loop_benchmark_times_every_kind_of_step(small_root: Path) -> None:
     done = torchrun(
         2,
@@ -50,6 +51,7 @@ def test_the_loop_benchmark_times_every_kind_of_step(small_root: Path) -> None:
     assert all(len(times) == 2 and min(times) > 0 for times in measured.values())
 
 
+@pytest.mark.slow
 def test_the_startup_benchmark_ends_with_the_first_step(small_root: Path, tmp_path: Path) -> None:
     ours = ["data=fashion_mnist", f"data.root={small_root}", f"run_dir={tmp_path / 'run'}"]
     launched = time.time()

@@ -61,6 +61,7 @@ def checksum_of_what_is_loaded(root: str) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.slow
 def test_many_processes_share_an_empty_folder(tmp_path: Path) -> None:
     found = set()
     for attempt in range(2):

@@ -69,6 +69,7 @@ def require_equal(folder: Path, size: int, overrides: list[str]) -> None:
 
 
 # `python -m tests.faults` does hundreds, and of every kind.
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     stories = faults.campaign(["restart"], kills=1, kills_of_a_run=1, seed=1, folder=tmp_path)
     assert [story for story in stories if not story.is_equal] == []
@@ -90,6 +91,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
     require_equal(tmp_path, 2, overrides)
 
 
+@pytest.mark.slow
 def test_rank_0_saves_and_ends_as_the_others_do_when_ctrl_c_reaches_it_alone(
     small_root: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +108,7 @@ def run_without_shared_memory(overrides: list[str]) -> None:
     run_once(overrides)
 
 
+@pytest.mark.slow
 def test_what_gloo_adds_up_does_not_depend_on_when_a_process_was_started(
     small_root: Path, tmp_path: Path
 ) -> None:
@@ -166,7 +169,10 @@ def require_gone(processes: list[int]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("launcher", [(), (*faults.TORCHRUN, "--nproc_per_node=2")])
+@pytest.mark.parametrize(
+    "launcher",
+    [(), pytest.param((*faults.TORCHRUN, "--nproc_per_node=2"), marks=pytest.mark.slow)],
+)
 def test_a_second_ctrl_c_ends_at_once(
     small_root: Path, tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
@@ -184,6 +190,7 @@ def test_a_second_ctrl_c_ends_at_once(
         require_gone(ranks)
 
 
+@pytest.mark.slow
 def test_torchrun_that_is_told_to_stop_leaves_a_checkpoint_and_no_process(
     small_root: Path, tmp_path: Path
 ) -> None:
@@ -250,6 +257,7 @@ def what_is_told(process: subprocess.Popen[str]) -> list[str]:
     return told
 
 
+@pytest.mark.slow
 def test_a_rank_that_the_others_wait_for_is_named(small_root: Path, tmp_path: Path) -> None:
     stopped = start_hanging(small_root, tmp_path / "stopped", "SIGSTOP")
     slow = start_hanging(small_root, tmp_path / "slow", "sleep")
@@ -280,7 +288,9 @@ def test_a_rank_that_never_comes_is_named(small_root: Path, tmp_path: Path) -> N
     assert alone.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("size", "does"), [(1, "forget"), (2, "overflow")])
+@pytest.mark.parametrize(
+    ("size", "does"), [pytest.param(1, "forget", marks=pytest.mark.slow), (2, "overflow")]
+)
 def test_what_is_not_finite_stops_all_ranks_in_that_step(
     small_root: Path, tmp_path: Path, size: int, does: str
 ) -> None:
@@ -315,7 +325,9 @@ def write_numbered_images(root: Path) -> None:
         write_idx(folder / f"{part}-labels-idx1-ubyte", (numbers % 10).to(torch.uint8))
 
 
-@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize(
+    "size", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 4]
+)
 def test_another_world_size_sees_exactly_the_samples_that_were_due(
     tmp_path: Path, size: int
 ) -> None:

@@ -26,6 +26,7 @@ def small(small_root: Path, run_dir: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_three_processes_train_and_two_evaluate(small_root: Path, tmp_path: Path) -> None:
     trained = torchrun(3, *small(small_root, tmp_path / "run"), cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -63,6 +64,7 @@ def test_a_mistake_in_the_command_line_is_not_tried_again(tmp_path: Path) -> Non
     assert "Could not find 'model/unet'" in failed.stderr
 
 
+@pytest.mark.slow
 def test_an_error_on_one_rank_ends_all_ranks(small_root: Path, tmp_path: Path) -> None:
     (tmp_path / "broken_network.py").write_text(
         "import os\n"
@@ -90,6 +92,7 @@ def test_an_error_on_one_rank_ends_all_ranks(small_root: Path, tmp_path: Path) -
     assert "[rank 0]" not in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_under_torchrun_is_refused(small_root: Path, tmp_path: Path) -> None:
     failed = torchrun(
         2, "--multirun", *small(small_root, tmp_path), "seed=1,2", cwd=tmp_path, timeout=60
@@ -98,6 +101,7 @@ def test_a_sweep_under_torchrun_is_refused(small_root: Path, tmp_path: Path) -> 
     assert failed.stderr.count("--multirun cannot be used with several processes") == 1
 
 
+@pytest.mark.slow
 def test_the_script_for_one_machine_passes_everything_on(small_root: Path, tmp_path: Path) -> None:
     script = LAUNCH / "local.sh"
     assert script.stat().st_mode & stat.S_IXUSR
@@ -115,6 +119,7 @@ def test_the_script_for_one_machine_passes_everything_on(small_root: Path, tmp_p
     assert "OMP_NUM_THREADS" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_script_for_several_machines_joins_two_agents(small_root: Path, tmp_path: Path) -> None:
     """Two agents on the loopback address, as two machines would start them."""
     from tests.support.processes import free_port

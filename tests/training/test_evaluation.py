@@ -93,6 +93,7 @@ def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]
     return evaluation.accuracy, evaluation.correct, evaluation.count, evaluation.loss
 
 
+@pytest.mark.slow
 def test_a_checkpoint_scores_the_same_at_every_world_size(mnist_root: Path, tmp_path: Path) -> None:
     config = make_config(f"data.root={mnist_root}", f"run_dir={tmp_path}", "trainer.max_steps=15")
     trained = run(config, SOLO).test
