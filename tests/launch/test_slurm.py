@@ -127,7 +127,7 @@ def test_a_job_that_its_user_cancels_saves_what_it_has_and_stays_away(
     job, _ = start_training(cluster, small_root, tmp_path, processes=2)
     cluster.call("scancel", job)
     wait_until(lambda: cluster.show(job, "JobState") == "CANCELLED", 30, "the job is cancelled")
-    wait_until(lambda: "goes on from there" in (tmp_path / "job.log").read_text(), 20, "it saved")
+    wait_until(lambda: "to continue" in (tmp_path / "job.log").read_text(), 20, "it saved")
     nodes = cluster.nodes.values()
     wait_until(lambda: not any(map(ranks_on, nodes)), 20, "no rank is left")
     assert cluster.show(job, "Restarts") == "0"
@@ -141,7 +141,7 @@ def test_a_job_whose_processes_are_told_to_stop_for_now_goes_on(
     cluster.call("scancel", "--signal=USR1", job)
     require_equal(cluster, job, run_dir, undisturbed)
     assert cluster.show(job, "Restarts") == "1"
-    assert "goes on from there" in (tmp_path / "job.log").read_text()
+    assert "to continue" in (tmp_path / "job.log").read_text()
 
 
 def test_a_killed_agent_sends_its_job_back_to_the_queue(
