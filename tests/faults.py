@@ -267,7 +267,8 @@ def main() -> int:
             f"({torn[kind]} while a checkpoint was being written): {equal} came out equal"
         )
     if options.out:
-        options.out.write_text(json.dumps([asdict(story) for story in stories], indent=1))
+        lines = ",\n".join(json.dumps(asdict(story)) for story in stories)
+        options.out.write_text(f"[\n{lines}\n]\n")
     return 0 if all(story.is_equal for story in stories) else 1
 
 
