@@ -53,7 +53,7 @@ UNPACKING = ("model=linear", "trainer.max_steps=30", "trainer.checkpoint_every_s
 
 @dataclass
 class Story:
-    """What was done to one run, and whether it came out right.
+    """The kills of one run, and whether it came out right.
 
     Attributes:
         instants: Seconds after each launch at which it was killed.

@@ -50,7 +50,7 @@ def test_results_counts_the_runs_that_were_killed() -> None:
     assert row in (FOLDER / "RESULTS.md").read_text(encoding="utf-8").splitlines()
 
 
-def test_the_projection_s_noise_scales_are_in_the_results() -> None:
+def test_results_has_the_noise_scales_of_the_projection() -> None:
     results = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
     for network in read_record(RECORDS, "projection")["networks"].values():
         assert f"{network['noise_scale']:,.0f} images" in results
@@ -79,5 +79,5 @@ def test_compact_json_is_the_same_value() -> None:
 
 
 def test_a_missing_record_says_how_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="python -m tests.benchmarks scaling"):
+    with pytest.raises(SystemExit, match=r"tests\.benchmarks scaling"):
         read_record(tmp_path, "scaling")
