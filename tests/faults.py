@@ -53,7 +53,7 @@ UNPACKING = ("model=linear", "trainer.max_steps=30", "trainer.checkpoint_every_s
 
 @dataclass
 class Story:
-    """What was done to one run, and whether it came out right.
+    """The kills of one run, and whether it came out right.
 
     Attributes:
         instants: Seconds after each launch at which it was killed.
@@ -267,7 +267,8 @@ def main() -> int:
             f"({torn[kind]} while a checkpoint was being written): {equal} came out equal"
         )
     if options.out:
-        options.out.write_text(json.dumps([asdict(story) for story in stories], indent=1))
+        lines = ",\n".join(json.dumps(asdict(story)) for story in stories)
+        options.out.write_text(f"[\n{lines}\n]\n")
     return 0 if all(story.is_equal for story in stories) else 1
 
 

@@ -1,1 +1,1 @@
-"""How fast it is, beside others and beside what the machine could do."""
+"""The speed of dist_mnist, beside other libraries and beside the limits of the machine."""

@@ -1,6 +1,7 @@
 """`python -m tests.benchmarks [NAME ...]`: run benchmarks and write their records.
 
-Without a name, all of them. Each prints a table and writes a JSON record and a picture.
+Without a name, all of them run. Each prints its tables and writes a JSON record; some draw a
+picture.
 """
 
 import argparse

@@ -19,8 +19,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "lightning", "accelerate", "pytorch-ignite", "hydra-core")
-LINE_WIDTH = 240  # a contender's runs usually fit on a line of this many characters
-DIGITS = 7  # significant ones in a record, one more than the tables show
+LINE_WIDTH = 240  # of a record; enough for the runs of a contender
+DIGITS = 7  # significant digits in a record, one more than in any table
 
 BATCH_SIZES = {"mlp": 128, "cnn": 256}  # over all processes
 # Every sample is trained on as it is, and every step does the same work.
@@ -159,14 +159,14 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
 
 def compact_json(value: Any) -> str:
     """Return JSON with each part on one line if it fits, and floats rounded to `DIGITS`."""
-    return _broken_where_too_long(json.loads(json.dumps(value), parse_float=_rounded), depth=0)
+    return _lines_of(json.loads(json.dumps(value), parse_float=_rounded), depth=0)
 
 
 def _rounded(text: str) -> float:
     return float(f"{float(text):.{DIGITS}g}")
 
 
-def _broken_where_too_long(value: Any, depth: int) -> str:
+def _lines_of(value: Any, depth: int) -> str:
     line = json.dumps(value)
     if depth + len(line) <= LINE_WIDTH or not isinstance(value, (dict, list)):
         return line
@@ -174,9 +174,7 @@ def _broken_where_too_long(value: Any, depth: int) -> str:
         keys, items = [f"{json.dumps(key)}: " for key in value], list(value.values())
     else:
         keys, items = [""] * len(value), value
-    parts = [
-        key + _broken_where_too_long(item, depth + 1) for key, item in zip(keys, items, strict=True)
-    ]
+    parts = [key + _lines_of(item, depth + 1) for key, item in zip(keys, items, strict=True)]
     indent = "\n" + " " * (depth + 1)
     return line[0] + indent + f",{indent}".join(parts) + line[-1]
 

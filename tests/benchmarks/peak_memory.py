@@ -1,10 +1,10 @@
-"""`python -m tests.benchmarks.peak_memory COMMAND...`: run a command and say what it took.
+"""`python -m tests.benchmarks.peak_memory COMMAND...`: run a command and print its time and memory.
 
-After the command's own output comes a line of JSON with its `wall_seconds` and the
-`largest_process_mb`: the most memory that any one of its processes has held.
+After the command's own output, this prints a line of JSON with its `wall_seconds` and the
+`largest_process_mb`, the peak memory of its largest process.
 
-It has to be a process of its own, and a small one without torch: the system keeps one maximum for
-all that a process has ever started, and a new process counts what its parent held when it began.
+This must be a process of its own, and a small one without torch. The system keeps one maximum for
+all children of a process, and a new process starts out with the memory that its parent held.
 """
 
 import json
@@ -15,7 +15,7 @@ import time
 
 
 def main() -> None:
-    """Run the command, and end with its status."""
+    """Run the command and exit with its status."""
     started = time.perf_counter()
     status = subprocess.run(sys.argv[1:], check=False).returncode
     seconds = time.perf_counter() - started
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def peak_memory_mb(who: int = resource.RUSAGE_SELF) -> float:
-    """Return the most memory that this process, or the largest of its children, has held."""
+    """Return the peak memory of this process, or of its largest child."""
     units_per_mb = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(who).ru_maxrss / units_per_mb
 

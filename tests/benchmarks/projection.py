@@ -41,8 +41,8 @@ ACHIEVED_FRACTION = 0.05  # by layers of 16 to 64 channels; a guess
 LAUNCH_SECONDS = 500e-6  # the shortest step: about 100 kernels, 5 microseconds each from Python
 STRAGGLER_FRACTION = 0.02  # the sd of a GPU's compute as a share of it; a guess
 GPUS_PER_NODE = 8
-NVLINK_BYTES_PER_SECOND = 450e9  # in one direction
-NETWORK_BYTES_PER_SECOND = 50e9  # one 400 Gb/s link: so small a message is not spread over eight
+NVLINK_BANDWIDTH = 450e9  # bytes a second in one direction
+NETWORK_BANDWIDTH = 50e9  # one 400 Gb/s link; a small message uses only one
 FLAG_SHARE = 0.5  # NCCL's protocol LL sends a flag of 4 bytes with every 4 bytes of data
 
 BIG_BATCHES, SMALL_IN_BIG = 16, 16  # big batches a round, small batches in each
@@ -82,9 +82,9 @@ def run(folder: Path, data: str, rounds: int = 1) -> None:
 
 def _flops_per_image(model: str) -> int:
     """Count the floating-point operations of a forward and a backward pass."""
-    config = make_config(f"model={model}")
+    network = build_model(make_config(f"model={model}")).train()
     with FlopCounterMode(display=False) as counter:
-        build_model(config).train()(torch.zeros(4, *config.data.image_shape)).sum().backward()
+        network(torch.zeros(4, 1, 28, 28)).sum().backward()
     return int(counter.get_total_flops()) // 4
 
 
@@ -93,8 +93,7 @@ def _measure_noise(model: str, data: str, world: World, big_batches: int) -> dic
     batch = BATCH_SIZES[model]
     options = (f"model={model}", f"data.root={data}", f"trainer.global_batch_size={batch}")
     config = make_config(*options, *PLAIN_TRAINING, "seed=0")
-    splits = load_splits(config.data, config.seed)
-    state = build_training_state(config, world, splits)
+    state = build_training_state(config, world, load_splits(config.data, config.seed))
     train_epoch(state, Recorder(), StopAgreement(state.world))
     generator = torch.Generator().manual_seed(keyed_seed(config.seed, "noise scale"))
     norms = torch.stack([_squared_norms(state, generator) for _ in range(big_batches)])
@@ -134,13 +133,12 @@ def _project(network: Mapping[str, Any], kind: str) -> list[Step]:
         ideal = compute if kind == "weak" else _compute_seconds(network, batch) / gpus
         sd = STRAGGLER_FRACTION * compute
         nodes = gpus // GPUS_PER_NODE
-        link = NVLINK_BYTES_PER_SECOND if nodes == 1 else NETWORK_BYTES_PER_SECOND
+        link = NVLINK_BANDWIDTH if nodes == 1 else NETWORK_BANDWIDTH
         message = (network["gradient_bytes"], GPUS_PER_NODE, nodes, FLAG_SHARE * link)
         trees = [factor * tree_seconds(*message) for factor in BAND]
         steps = [step_seconds(compute, tree, sd, gpus) for tree in trees]
         with_ring = step_seconds(compute, ring_seconds(*message), sd, gpus)
-        images = [batch / step for step in steps]
-        efficiency = [ideal / step for step in steps]
+        images, efficiency = ([total / step for step in steps] for total in (batch, ideal))
         projected.append(Step(gpus, compute, trees, steps, with_ring, images, efficiency))
     return projected
 
@@ -157,8 +155,7 @@ def summary(results: Mapping[str, Any]) -> str:
         batch, scale = network["batch"], network["noise_scale"]
         parts.append(
             f"{name}: the noise scale after an epoch is {scale:,.0f} +- "
-            f"{network['noise_scale_error']:,.0f} images, the batch of {scale / batch:,.0f} GPUs "
-            f"with {batch} images each. All further GPUs together can at most halve the steps."
+            f"{network['noise_scale_error']:,.0f} images, the batch of {scale / batch:,.0f} GPUs."
         )
         for kind, size in (("weak", f"{batch} images a GPU"), ("strong", f"{STRONG_BATCH} images")):
             rows = [[_told(value) for value in step] for step in _project(network, kind)]
@@ -186,10 +183,9 @@ Compute: H100 SXM, {PEAK_FLOPS / 1e12:.0f} TFLOP/s (bf16, dense) of which \
 {1e6 * LAUNCH_SECONDS:.0f} microseconds (100 kernels launched at 5 each).
 All-reduce: float32 gradients after the backward pass, one bucket. NCCL's tree, LL: \
 6.8 + 2 ((g - 1) 0.6 + floor(log2 nodes) 5.0) microseconds
-+ 2 bytes / bandwidth; g = {GPUS_PER_NODE} GPUs a node; \
-NVLink {NVLINK_BYTES_PER_SECOND / 1e9:.0f} GB/s, \
-between nodes {NETWORK_BYTES_PER_SECOND / 1e9:.0f} GB/s (400 Gb/s InfiniBand), \
-halved by LL's flags; taken {BAND[0]:.0f} to {BAND[1]:.0f} times.
++ 2 bytes / bandwidth; g = {GPUS_PER_NODE} GPUs a node; NVLink {NVLINK_BANDWIDTH / 1e9:.0f} GB/s, \
+between nodes {NETWORK_BANDWIDTH / 1e9:.0f} GB/s (400 Gb/s InfiniBand), halved by LL's flags; \
+taken {BAND[0]:.0f} to {BAND[1]:.0f} times.
 Waiting: sd = {100 * STRAGGLER_FRACTION:.0f} % of compute (measured on this CPU: {here}). \
 Input: images already on the GPU.
 Noise scale: measured here after 1 epoch; steps to the same loss follow 1 + noise scale / batch."""
@@ -243,7 +239,7 @@ def _draw_images(axes: Axes, network: Mapping[str, Any]) -> None:
 
 
 def _draw_speed_up(axes: Axes, network: Mapping[str, Any]) -> None:
-    """Draw how much sooner than with 8 GPUs the same loss is reached."""
+    """Draw how much sooner the same loss is reached than with 8 GPUs."""
     batch, scale = network["batch"], network["noise_scale"]
     times = [
         [end * (1 + scale / (batch * step.gpus)) for end in step.step]

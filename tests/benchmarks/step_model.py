@@ -12,7 +12,7 @@ All formulas use seconds and bytes. Sources:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -24,8 +24,7 @@ NVLINK_HOP_SECONDS = 0.6e-6
 RING_SEVERAL_NODES_FACTOR = 1.8
 
 
-@dataclass(frozen=True)
-class AllReduceCost:
+class AllReduceCost(NamedTuple):
     """An all-reduce between a fixed number of processes: latency + bytes / bandwidth."""
 
     latency_seconds: float

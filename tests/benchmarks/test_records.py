@@ -1,0 +1,83 @@
+"""The committed records can be read, and RESULTS.md has the tables that they give."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks import (
+    loop,
+    peers,
+    projection,
+    reproducible,
+    scaling,
+    startup,
+    time_to_accuracy,
+    tuning,
+)
+from tests.benchmarks.measure import LINE_WIDTH, compact_json, read_record, write_record
+
+FOLDER = Path(__file__).parent
+RECORDS = FOLDER / "records"
+SUMMARIES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "peers": peers.summary,
+    "loop": loop.summary,
+    "startup": startup.summary,
+    "time_to_990": time_to_accuracy.summary,
+    "time_to_995": time_to_accuracy.summary,
+    "scaling": scaling.summary,
+    "tuning": lambda results: "\n".join(map(tuning._summary, results.values())),
+    "reproducible": reproducible.summary,
+}
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_results_has_the_tables_of_the_record(name: str) -> None:
+    lines = SUMMARIES[name](read_record(RECORDS, name)).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    results = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+    assert rows
+    assert not [row for row in rows if row not in results.splitlines()]
+
+
+def test_results_counts_the_runs_that_were_killed() -> None:
+    stories = json.loads((RECORDS / "faults.json").read_text(encoding="utf-8"))
+    kills = sum(len(story["instants"]) for story in stories)
+    torn, equal = (sum(story[key] for story in stories) for key in ("torn", "is_equal"))
+    row = f"| all | {len(stories)} | {kills} | {torn} | {equal} |"
+    assert row in (FOLDER / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_results_has_the_noise_scales_of_the_projection() -> None:
+    results = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+    for network in read_record(RECORDS, "projection")["networks"].values():
+        assert f"{network['noise_scale']:,.0f} images" in results
+
+
+@pytest.mark.parametrize("benchmark", [scaling, projection])
+def test_a_record_is_enough_for_the_picture(benchmark: Any, tmp_path: Path) -> None:
+    name = benchmark.__name__.rpartition(".")[2]
+    benchmark.draw(tmp_path / "picture.png", read_record(RECORDS, name))
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_a_record_has_a_line_for_each_row(tmp_path: Path) -> None:
+    results = {f"row {i}": {"seconds": [i / 3, 1.0], "bytes": 123456789} for i in range(9)}
+    path = write_record(tmp_path, "some", results, "summary")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert ' "row 1": {"seconds": [0.3333333, 1.0], "bytes": 123456789},' in lines[5]
+    assert max(map(len, lines)) <= LINE_WIDTH
+    assert read_record(tmp_path, "some")["row 3"] == {"seconds": [1.0, 1.0], "bytes": 123456789}
+
+
+def test_compact_json_is_the_same_value() -> None:
+    value = {"a": [{"b": None, "c": [True, 0.25, "text, {}[]"]}] * 20, "d": {}, "e": []}
+    assert json.loads(compact_json(value)) == value
+    assert compact_json(value).count("\n") == 23
+
+
+def test_a_missing_record_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"tests\.benchmarks scaling"):
+        read_record(tmp_path, "scaling")
