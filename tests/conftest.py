@@ -42,11 +42,13 @@ def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def console() -> Iterator[None]:
-    """Take back what a command has set up for the console: later tests have another one."""
-    logger = logging.getLogger("dist_mnist")
-    before = logger.level, logger.propagate, [*logger.handlers]
+    """Take back what a command, or Hydra, has set up for its console: later tests have another."""
+    loggers = [logging.getLogger(name) for name in ("", "hydra", "dist_mnist")]
+    before = [(logger.level, logger.propagate, [*logger.handlers]) for logger in loggers]
     yield
-    logger.level, logger.propagate, logger.handlers = before
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, handlers
 
 
 @pytest.fixture
