@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Together they fit into the time that a run that is over waits for its tracker, but for a server
-# that is almost too slow to be found.
-SERVER_TIMEOUT_SECONDS = 5.0
+SERVER_TIMEOUT_SECONDS = 5.0  # how long a start looks for wandb's server
+# How long the end waits for the upload; less than tracker.FINISH_TIMEOUT_SECONDS, so that wandb
+# itself gives up in time.
 UPLOAD_TIMEOUT_SECONDS = 8.0
 
-KINDS = ("step", "epoch", "test")  # the lines of one step, in the journal's order
-WANDB_MODES = {"": "auto", "run": "online", "dryrun": "offline"}  # what else WANDB_MODE may be
+KINDS = ("step", "epoch", "test")  # of the lines of one step, in the journal's order
+WANDB_MODES = {"": "auto", "run": "online", "dryrun": "offline"}  # WANDB_MODE's other values
 
 
 class WandbRun(Tracker):
@@ -52,9 +52,13 @@ class WandbRun(Tracker):
 
     def log(self, line: Line, media: Media = NO_MEDIA) -> None:  # noqa: D102
         number = len(KINDS) * line["step"] + KINDS.index(line["kind"])
-        if number >= self._run.starting_step:  # the server has the earlier ones
-            shown = {key: _shown(value) for key, value in media.items()}
-            self._run.log({**_numbers(line), **shown}, step=number, commit=True)
+        if number < self._run.starting_step:  # the server has this row
+            return
+        row = {key: _shown(value) for key, value in media.items()}
+        for key, value in line.items():
+            if isinstance(value, (int, float)):
+                row[_chart(line["kind"], key)] = value
+        self._run.log(row, step=number, commit=True)
 
     def keep(self, checkpoint: Path) -> None:  # noqa: D102
         if not self._run.offline:
@@ -66,7 +70,7 @@ class WandbRun(Tracker):
         try:
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
-            # Not `wandb sync`: it would repeat the rows of an online run that were uploaded.
+            # `wandb sync --include-online` would repeat the rows that are uploaded already.
             logger.warning(
                 "wandb's upload is not finished; the next start with this run_dir uploads the rest."
             )
@@ -78,17 +82,11 @@ class WandbRun(Tracker):
             logger.info("or upload it:   %s", _sync_command(folder))
 
 
-def _numbers(line: Line) -> dict[str, float]:
-    """Return what is logged of a journal line: its numbers, with a chart of its own for each."""
-    numbers = {key: value for key, value in line.items() if isinstance(value, (int, float))}
-    if line["kind"] == "test":  # apart from the seconds of the epochs
-        numbers["test/seconds"] = numbers.pop("seconds")
-    if line["kind"] == "step":  # apart from the means of the epochs
-        return {
-            f"{key}_step" if key.startswith("train/") else key: value
-            for key, value in numbers.items()
-        }
-    return numbers
+def _chart(kind: str, key: str) -> str:
+    """Return the name under which wandb shows a number; epochs share no chart with the rest."""
+    if kind == "step" and key.startswith("train/"):
+        return f"{key}_step"
+    return "test/seconds" if kind == "test" and key == "seconds" else key
 
 
 def _shown(value: Path | Table) -> Any:
@@ -126,8 +124,8 @@ def start_tracking(
     if mode is TrackingMode.disabled:
         return Tracker()
     run_id = _run_id(run_dir)
-    # Otherwise a silent server delays the start, since wandb asks it whom to greet, and the end,
-    # since wandb reports on itself.
+    # A silent server would delay the start, since wandb asks it for the user's name to greet, and
+    # the end, since wandb sends it reports about itself.
     os.environ["WANDB_SILENT"] = "true"
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     if mode is TrackingMode.online:
@@ -155,7 +153,7 @@ def _check(config: TrackingConfig, run_dir: Path, run_id: str) -> None:
 
 
 def _has_key() -> bool:
-    """Return whether this machine has a key for wandb; asks and contacts nobody."""
+    """Return whether this machine has a key for wandb; ask and contact nobody."""
     import wandb
 
     return wandb.login(prompt=False, verify=False)
@@ -208,10 +206,10 @@ def _begin(
         if mode is TrackingMode.online and isinstance(error, mistakes):
             raise _mistake(config, error) from error
         logger.warning(
-            "wandb is written offline, for it has no server (%s); this uploads it later: %s",
+            "wandb is written offline, since there is no server (%s); this uploads it later: %s",
             *(one_line(error)[:300], _sync_command(folder)),
         )
-        _let_go()  # otherwise wandb keeps the id for the run that has not begun
+        _let_go()  # wandb would keep the id for the run that has not begun
         _delete(set(folder.glob(f"run-*-{run_id}*")) - earlier)
     _delete(set(folder.glob(f"offline-run-*-{run_id}*")))
     try:
@@ -234,7 +232,7 @@ def _sync_command(folder: Path) -> str:
 
 def _delete(folders: Iterable[Path]) -> None:
     for folder in folders:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _let_go() -> None:

@@ -47,13 +47,15 @@ def test_passes_everything_on_in_order() -> None:
 
 def test_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     abandoned = Event()
-    tracker = BackgroundTracker(lambda: Recording(fails_at=1), abandoned.set)
-    for step in (1, 2, 1):
+    recording = Recording(fails_at=2)
+    tracker = BackgroundTracker(lambda: recording, abandoned.set)
+    for step in (1, 2, 3, 2):
         tracker.log(line(step))
     tracker.finish(exit_code=0)
     (message,) = caplog.messages
     assert "training goes on" in message
     assert message.endswith("OSError: no room")
+    assert recording.told == [(1, {}), 0]  # no rows after the missing one, but the end
     assert abandoned.is_set()
 
 
@@ -79,9 +81,12 @@ def test_never_waits_for_a_tracker_that_hangs(
 
     def hang() -> Tracker:
         end.wait()
-        raise OSError("this comes too late to be told")
+        raise OSError("comes too late to be told")
 
-    tracker = BackgroundTracker(hang, lambda: None if end.wait() else None)
+    def abandon() -> None:
+        end.wait()
+
+    tracker = BackgroundTracker(hang, abandon)
     started = time.monotonic()
     tracker.log(line(1))
     assert time.monotonic() - started < 0.1

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from time import perf_counter, sleep
@@ -127,10 +128,17 @@ def test_server_away_at_a_later_start(server: WandbServer, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("is_back", [True, False])
 def test_server_away_in_the_middle(
-    server: WandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_back: bool
+    server: WandbServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_back: bool,
 ) -> None:
-    tracker = start(tmp_path, "online", steps(1, 2))
-    wait_for(lambda: server.numbers(tmp_path) == [3, 6])
+    with monkeypatch.context() as context:
+        if not is_back:
+            context.setattr(wandb_run, "UPLOAD_TIMEOUT_SECONDS", 1.0)
+        tracker = start(tmp_path, "online", steps(1, 2))
+        wait_for(lambda: server.numbers(tmp_path) == [3, 6])
     server.answers.clear()
     for line in steps(3, 4):
         tracker.log(line)
@@ -240,8 +248,12 @@ def _train_up_to(
             is_there.set()
             sleep(60)
 
-    Journal.write = write_and_wait  # type: ignore[method-assign]
+    Journal.write = write_and_wait  # type: ignore[method-assign, assignment]
     run(make_config(*overrides), SOLO)
+
+
+def has_arrived(server: WandbServer, run_dir: Path, rows: Sequence[int]) -> bool:
+    return server.numbers(run_dir)[: len(rows)] == rows
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
@@ -270,9 +282,9 @@ def test_trainer_killed_again_and_again(
         )
         process.start()
         assert is_there.wait(30)
-        arrived = numbers(read_journal(tmp_path / "metrics.jsonl"))[:-1]
+        logged = numbers(read_journal(tmp_path / "metrics.jsonl")[:-1])
         if mode == "online":
-            wait_for(lambda arrived=arrived: server.numbers(tmp_path) >= arrived)
+            wait_for(partial(has_arrived, server, tmp_path, logged))
         process.kill()
         process.join()
     run(make_config(*overrides), SOLO)

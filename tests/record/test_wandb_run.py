@@ -133,7 +133,7 @@ def test_unknown_mode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_online_without_a_key_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no key; `wandb login`.*tracking=offline"):
+    with pytest.raises(InputError, match=r"no key; `wandb login`.*tracking=offline"):
         start(tmp_path, "online")
 
 
