@@ -1,23 +1,25 @@
 """Trackers: what a run tells wandb, and how training avoids waiting for it. Needs no wandb."""
 
 import logging
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.record.journal import Line
 
 logger = logging.getLogger(__name__)
 
-# How long a run that is over waits for its upload. Schedulers often grant a stopped job 30 s,
+# How long a run that is over waits for its tracker. Schedulers often grant a stopped job 30 s,
 # which must also do for a checkpoint.
-UPLOAD_TIMEOUT_SECONDS = 8.0
-FINISH_TIMEOUT_SECONDS = UPLOAD_TIMEOUT_SECONDS + 2.0
-SEARCH_PATIENCE_SECONDS = 5.0  # of that, for a server that a short run has not found yet
+FINISH_TIMEOUT_SECONDS = 10.0
+ABANDON_TIMEOUT_SECONDS = 1.0
+
+
+T = TypeVar("T")
 
 
 class Table(NamedTuple):
@@ -35,7 +37,7 @@ class Tracker:
     """What a run tells wandb. This one, for runs without wandb, tells nobody."""
 
     def log(self, line: Line, media: Media = NO_MEDIA) -> None:
-        """Add the numbers of one line of the journal, and pictures and tables of its step."""
+        """Add a row with the numbers of one line of the journal, and pictures and tables."""
 
     def keep(self, checkpoint: Path) -> None:
         """Upload a checkpoint, if there is a server."""
@@ -48,50 +50,48 @@ class BackgroundTracker(Tracker):
     """Another tracker on a thread of its own, so that training never waits for it.
 
     The next call raises the user's mistake (`InputError`) that shows up while the tracker starts.
-    Anything else that goes wrong is logged once, and the run goes on without a tracker.
+    Anything else that goes wrong is logged once, and nothing more is told the tracker but the end.
 
     Args:
         start: Returns the tracker.
-        hurry: Cuts short a start that takes long; may have to be called again.
-        abandon: Ends the tracker at once, whatever it is doing.
+        abandon: Lets go, in the end, of a tracker that failed or hangs. It may hang too.
     """
 
     def __init__(
-        self,
-        start: Callable[[], Tracker],
-        hurry: Callable[[], None] = lambda: None,
-        abandon: Callable[[], None] = lambda: None,
+        self, start: Callable[[], Tracker], abandon: Callable[[], None] = lambda: None
     ) -> None:
-        self._hurry, self._abandon = hurry, abandon
+        self._start, self._abandon = start, abandon
         self._mistake: InputError | None = None
+        self._has_failed = False
+        self._exit_code = 0
         self._calls: SimpleQueue[Callable[[Tracker], None] | None] = SimpleQueue()
-        # Not an executor's, which Python would wait for at its end however long that takes.
-        self._thread = Thread(target=self._work, args=(start,), name="tracking", daemon=True)
+        # Not an executor's thread: Python would wait for that one when it exits.
+        self._thread = Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
-    def _work(self, start: Callable[[], Tracker]) -> None:
-        tracker: Tracker = Tracker()
+    def _work(self) -> None:
+        tracker = self._attempt(self._start) or Tracker()
+        while call := self._calls.get():
+            if not self._has_failed:
+                self._attempt(partial(call, tracker))
+        self._attempt(partial(tracker.finish, self._exit_code))
+        if self._has_failed:
+            self._abandon()
 
-        def begin(_: Tracker) -> None:
-            nonlocal tracker
-            tracker = start()
-
-        call: Callable[[Tracker], None] | None = begin
-        while call:
-            try:
-                call(tracker)
-            except InputError as error:
-                self._mistake = error
-            except Exception as error:
+    def _attempt(self, function: Callable[[], T]) -> T | None:
+        try:
+            return function()
+        except InputError as error:
+            self._mistake = error
+        except Exception as error:
+            if not self._has_failed:
                 logger.warning(
                     "wandb failed, and training goes on without it; the next start with this "
                     "run_dir adds what is missing: %s: %s",
-                    type(error).__name__,
-                    one_line(error)[:300],
+                    *(type(error).__name__, one_line(error)[:300]),
                 )
-                tracker = Tracker()
-                self._abandon()
-            call = self._calls.get()
+            self._has_failed = True
+        return None
 
     def _call(self, function: Callable[[Tracker], None]) -> None:
         if self._mistake:
@@ -106,23 +106,18 @@ class BackgroundTracker(Tracker):
 
     def finish(self, exit_code: int) -> None:
         """End the run once it has been handed over, or after `FINISH_TIMEOUT_SECONDS`."""
-        self._calls.put(lambda tracker: tracker.finish(exit_code))
+        self._exit_code = exit_code
         self._calls.put(None)
-        began = time.monotonic()
-        patience = SEARCH_PATIENCE_SECONDS if exit_code == 0 else 0.0
-        while (
-            self._thread.is_alive()
-            and (waited := time.monotonic() - began) < FINISH_TIMEOUT_SECONDS
-        ):
-            if waited >= patience:
-                self._hurry()
-            self._thread.join(0.2)
+        self._thread.join(FINISH_TIMEOUT_SECONDS)
         if self._thread.is_alive():
             logger.warning(
                 "wandb has not ended within %g s and is left behind; the next start with this "
                 "run_dir adds what is missing.",
                 FINISH_TIMEOUT_SECONDS,
             )
-            self._abandon()
-        if self._mistake and exit_code == 0:  # a run that failed has an error of its own to tell
+            self._has_failed = True  # and has been told
+            last = Thread(target=self._abandon, name="abandon tracking", daemon=True)
+            last.start()
+            last.join(ABANDON_TIMEOUT_SECONDS)
+        if self._mistake and exit_code == 0:  # a run that failed reports its own error
             raise self._mistake

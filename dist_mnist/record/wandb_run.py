@@ -1,179 +1,162 @@
-"""wandb: what a run shows of itself beyond its own directory."""
+"""The wandb run of a run directory.
+
+Every start of a run directory continues the same wandb run. A row's number, wandb's `_step`, is
+computed from its journal line, so that a row logged again is the same row. What a start has to
+tell is told anew from the journal:
+
+- Online, wandb resumes the run, and the rows that the server has are skipped.
+- Offline, the new folder replaces the earlier ones and holds the whole run. It does not ask for a
+  resume, so `wandb sync` uploads it in the place of what the server has of the run.
+"""
 
 import logging
 import os
 import re
 import secrets
-import time
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import TrackingConfig, TrackingMode
-from dist_mnist.record import tracker
 from dist_mnist.record.files import write_atomically
 from dist_mnist.record.journal import Line
 from dist_mnist.record.tracker import NO_MEDIA, BackgroundTracker, Media, Table, Tracker
-from dist_mnist.record.wandb_files import Held, read_run
-from dist_mnist.record.wandb_service import ServerSearch, end_service
 
 if TYPE_CHECKING:
     import wandb
 
 logger = logging.getLogger(__name__)
 
-SERVER_TIMEOUT_SECONDS = 20.0  # how long wandb looks for its server
+SERVER_TIMEOUT_SECONDS = 5.0  # how long a start looks for wandb's server
+# How long the end waits for the upload; less than tracker.FINISH_TIMEOUT_SECONDS, so that wandb
+# itself gives up in time.
+UPLOAD_TIMEOUT_SECONDS = 8.0
+
+KINDS = ("step", "epoch", "test")  # of the lines of one step, in the journal's order
+WANDB_MODES = {"": "auto", "run": "online", "dryrun": "offline"}  # WANDB_MODE's other values
 
 
 class WandbRun(Tracker):
-    """A wandb run, with our global step as the axis of every chart.
-
-    Every row gets a number of its own, which goes on where the earlier starts of the same run
-    directory left off; a row that the run has already is left out.
+    """A run in wandb, with our global step as the axis of every chart.
 
     Args:
         run: What `wandb.init` returned.
-        folder: Where wandb keeps the directory's runs.
-        held: What the run has already.
     """
 
-    def __init__(self, run: "wandb.Run", folder: Path, held: Held) -> None:
+    def __init__(self, run: "wandb.Run") -> None:
         self._run = run
-        self._files = folder / Path(run.dir).parent.name
-        self._held = held
         run.define_metric("*", step_metric="step")
 
     def log(self, line: Line, media: Media = NO_MEDIA) -> None:  # noqa: D102
-        numbers = {key: value for key, value in line.items() if isinstance(value, (int, float))}
-        if line["kind"] == "test":  # not one more epoch's in the chart of the epochs
-            numbers["test/seconds"] = numbers.pop("seconds")
-        if line["kind"] == "step":  # a chart of its own beside that of the epochs
-            numbers = {
-                f"{key}_step" if key.startswith("train/") else key: value
-                for key, value in numbers.items()
-            }
-        self._add(numbers, lambda: numbers, line["step"])
-        if line["kind"] == "test":
-            self._run.summary.update(numbers)
-        pictures = [value for value in media.values() if isinstance(value, Path)]
-        if pictures:
-            self._log_pictures(pictures, line["step"])
-        for name, value in media.items():
-            if isinstance(value, Table):
-                self._log_table(name, *value, line["step"])
-
-    def _log_pictures(self, pictures: Sequence[Path], step: int) -> None:
-        """Add pictures, under their file names."""
-        import wandb
-
-        named = {f"plots/{path.stem}": path for path in pictures}
-        self._add(
-            [*named, "step"],
-            lambda: {key: wandb.Image(str(path)) for key, path in named.items()} | {"step": step},
-            step,
-        )
-
-    def _log_table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-        """Add a table; a cell that is a uint8 tensor of shape (H, W) becomes a picture."""
-        import torch
-        import wandb
-
-        def cell(value: Any) -> Any:
-            return wandb.Image(value.numpy()) if isinstance(value, torch.Tensor) else value
-
-        def table() -> dict[str, Any]:
-            data = [[cell(value) for value in row] for row in rows]
-            return {name: wandb.Table(columns=[*columns], data=data), "step": step}
-
-        self._add([name, "step"], table, step)
-
-    def _add(self, keys: Iterable[str], row: Callable[[], dict[str, Any]], step: int) -> None:
-        if self._held.has(keys, step):
+        number = len(KINDS) * line["step"] + KINDS.index(line["kind"])
+        if number < self._run.starting_step:  # the server has this row
             return
-        number = self._held.next_row
-        self._held.add(number, keys, step)
-        # The server may have rows that a machine lost before they were in its files.
-        if number >= self._run.starting_step:
-            self._run.log(row(), step=number, commit=True)
+        row = {key: _shown(value) for key, value in media.items()}
+        for key, value in line.items():
+            if isinstance(value, (int, float)):
+                row[_chart(line["kind"], key)] = value
+        self._run.log(row, step=number, commit=True)
 
     def keep(self, checkpoint: Path) -> None:  # noqa: D102
         if not self._run.offline:
             self._run.log_artifact(str(checkpoint), name=f"model-{self._run.id}", type="model")
 
     def finish(self, exit_code: int) -> None:  # noqa: D102
-        url = "" if self._run.offline else self._run.url  # not known afterwards
+        folder = Path(self._run.dir).parents[1]
+        url = None if self._run.offline else self._run.url  # unknown after the end
         try:
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
+            # `wandb sync --include-online` would repeat the rows that are uploaded already.
             logger.warning(
-                "wandb's upload is not finished; this does the rest: "
-                "wandb sync --include-online %s",
-                self._files,
+                "wandb's upload is not finished; the next start with this run_dir uploads the rest."
             )
             return
         if exit_code == 0 and url:
             logger.info("wandb: %s", url)
         elif exit_code == 0:
-            folder = self._files.parent
             logger.info("wandb, offline: wandb leet %s", folder)
             logger.info("or upload it:   %s", _sync_command(folder))
+
+
+def _chart(kind: str, key: str) -> str:
+    """Return the name under which wandb shows a number; epochs share no chart with the rest."""
+    if kind == "step" and key.startswith("train/"):
+        return f"{key}_step"
+    return "test/seconds" if kind == "test" and key == "seconds" else key
+
+
+def _shown(value: Path | Table) -> Any:
+    """Return wandb's object for a picture or a table."""
+    import torch
+    import wandb
+
+    if isinstance(value, Path):
+        return wandb.Image(str(value))
+    rows = [
+        [wandb.Image(cell.numpy()) if isinstance(cell, torch.Tensor) else cell for cell in row]
+        for row in value.rows
+    ]
+    return wandb.Table(columns=[*value.columns], data=rows)
 
 
 def start_tracking(
     config: TrackingConfig, run_dir: Path, run_config: dict[str, Any], lines: Sequence[Line]
 ) -> Tracker:
-    """Begin or continue this run directory's wandb run, in the background; offline if need be.
+    """Begin or continue this run directory's wandb run, in the background.
+
+    Without a server the run is written offline.
 
     Args:
         config: What the user chose.
         run_dir: The run directory; nobody else may be writing to it.
-        run_config: What wandb is to show as the run's config.
-        lines: The journal so far; wandb gets those that it lacks.
+        run_config: What wandb shows as the run's config.
+        lines: The journal so far.
 
     Raises:
-        InputError: WANDB_MODE is none that wandb knows; or, with tracking=online, there is no key
-            or wandb refuses a name. What wandb refuses later is raised by the next call.
+        InputError: WANDB_MODE is unknown to wandb; or, with tracking=online, there is no key or
+            wandb refuses a name. What wandb refuses later is raised by the tracker's next call.
     """
     mode = _requested_mode(config.mode)
-    if mode == "disabled":
+    if mode is TrackingMode.disabled:
         return Tracker()
     run_id = _run_id(run_dir)
-    # Otherwise a silent server delays the start (whom to greet) and the end (wandb's own reports).
+    # A silent server would delay the start, since wandb asks it for the user's name to greet, and
+    # the end, since wandb sends it reports about itself.
     os.environ["WANDB_SILENT"] = "true"
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    if mode == "online":
+    if mode is TrackingMode.online:
         _check(config, run_dir, run_id)
-    folder, search = run_dir / "wandb", ServerSearch()
-
-    def begin(mode: Literal["online", "offline"]) -> "wandb.Run":
-        import wandb
-
-        return wandb.init(settings=_settings(mode, config, run_dir, run_id), config=run_config)
 
     def start() -> Tracker:
-        held = read_run(folder, run_id)
-        _warn_of_clock(held, folder)
-        run = WandbRun(_begin(begin, mode, config, folder, run_id, search), folder, held)
+        tracker = WandbRun(_begin(mode, config, run_dir, run_id, run_config))
         for line in lines:
-            run.log(line)
-        return run
+            tracker.log(line)
+        return tracker
 
-    return BackgroundTracker(start, search.call_off, end_service)
+    return BackgroundTracker(start, _let_go)
 
 
 def _check(config: TrackingConfig, run_dir: Path, run_id: str) -> None:
-    """Find the mistakes that need no server: whoever insists on one is told of them at once."""
+    """Raise an `InputError` for the mistakes that show without a server."""
     import wandb
 
     try:
         _settings("online", config, run_dir, run_id)
-        # Asks for nothing and contacts nobody: it looks whether this machine has a key.
-        if not wandb.login(prompt=False, verify=False):
+        if not _has_key():
             raise wandb.errors.UsageError("there is no key")
     except (wandb.errors.Error, ValueError) as error:
-        raise _mistake("online", config, error) from error
+        raise _mistake(config, error) from error
+
+
+def _has_key() -> bool:
+    """Return whether this machine has a key for wandb; ask and contact nobody."""
+    import wandb
+
+    return wandb.login(prompt=False, verify=False)
 
 
 def _settings(
@@ -189,61 +172,55 @@ def _settings(
         run_tags=tuple(config.tags),
         root_dir=str(run_dir),
         run_id=run_id,
-        resume="allow",
+        resume="allow" if mode == "online" else "never",
         console="off",
         silent=True,
-        reinit="create_new",  # never the run of an earlier job of a sweep
+        reinit="create_new",  # not the run of an earlier job of a sweep
         init_timeout=SERVER_TIMEOUT_SECONDS,
-        finish_timeout=tracker.UPLOAD_TIMEOUT_SECONDS,
+        finish_timeout=UPLOAD_TIMEOUT_SECONDS,
         finish_timeout_raises=True,
-        x_transaction_log_flush_interval=1.0,  # all that a crash can lose of its files
     )
 
 
 def _begin(
-    begin: Callable[[Literal["online", "offline"]], "wandb.Run"],
-    mode: Literal["auto", "online", "offline"],
+    mode: TrackingMode,
     config: TrackingConfig,
-    folder: Path,
+    run_dir: Path,
     run_id: str,
-    search: ServerSearch,
+    run_config: dict[str, Any],
 ) -> "wandb.Run":
     """Return a run that wandb has begun: online if wanted and possible, else offline."""
     import wandb
 
+    def begin(mode: Literal["online", "offline"]) -> wandb.Run:
+        return wandb.init(settings=_settings(mode, config, run_dir, run_id), config=run_config)
+
+    folder, run = run_dir / "wandb", None
+    earlier = set(folder.glob(f"run-*-{run_id}*"))
     mistakes = (wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError)
-    run = None
     try:
-        if mode == "online" or (mode == "auto" and wandb.login(prompt=False, verify=False)):
-            run = search.look(lambda: begin("online"))
+        if mode is TrackingMode.online or (mode is TrackingMode.auto and _has_key()):
+            run = begin("online")
             logger.info("wandb: %s", run.url)
     except Exception as error:
-        if mode == "online" and isinstance(error, mistakes):
-            raise _mistake(mode, config, error) from error
+        if mode is TrackingMode.online and isinstance(error, mistakes):
+            raise _mistake(config, error) from error
         logger.warning(
-            "wandb is written offline, because it has no server (%s); to upload it later: %s",
+            "wandb is written offline, since there is no server (%s); this uploads it later: %s",
             *(one_line(error)[:300], _sync_command(folder)),
         )
-        end_service()  # it would keep the id for the run that never began
-        read_run(folder, run_id)  # and that run's file would be in the way of `wandb sync`
+        _let_go()  # wandb would keep the id for the run that has not begun
+        _delete(set(folder.glob(f"run-*-{run_id}*")) - earlier)
+    _delete(set(folder.glob(f"offline-run-*-{run_id}*")))
     try:
         return run or begin("offline")
     except mistakes as error:
-        raise _mistake(mode, config, error) from error
+        raise _mistake(config, error) from error
 
 
-def _warn_of_clock(held: Held, folder: Path) -> None:
-    if held.latest_start > time.time():
-        logger.warning(
-            "The clock was set back since this run was last started, and `wandb sync` goes by it: "
-            "upload the folders that %s has now before the new one.",
-            folder,
-        )
-
-
-def _mistake(mode: str, config: TrackingConfig, error: Exception) -> InputError:
+def _mistake(config: TrackingConfig, error: Exception) -> InputError:
     return InputError(
-        f"wandb cannot start with tracking.mode={mode} project={config.project} "
+        f"wandb cannot start with tracking.mode={config.mode.value} project={config.project} "
         f"entity={config.entity} name={config.name} tags={config.tags}: "
         f"{one_line(error)[:300]}; `wandb login` gives a key, tracking=offline needs none."
     )
@@ -253,20 +230,28 @@ def _sync_command(folder: Path) -> str:
     return f"wandb sync {folder}/offline-run-*"
 
 
-def _requested_mode(mode: TrackingMode) -> Literal["auto", "online", "offline", "disabled"]:
-    """Return the mode that the config asks for, or that WANDB_MODE does where it leaves it open."""
-    chosen = mode.value
-    if chosen == "auto":
-        chosen = os.environ.get("WANDB_MODE") or "auto"
-    if chosen == "auto":
-        return "auto"
-    if chosen in ("online", "run"):
-        return "online"
-    if chosen in ("offline", "dryrun"):
-        return "offline"
-    if chosen == "disabled":
-        return "disabled"
-    raise InputError(f"WANDB_MODE={chosen} is none of online, offline and disabled.")
+def _delete(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _let_go() -> None:
+    """End wandb's service, or what is left of it, and let Python exit without waiting for it."""
+    import wandb
+
+    with suppress(Exception, SystemExit):  # it complains about a service that is gone
+        wandb.teardown()
+
+
+def _requested_mode(mode: TrackingMode) -> TrackingMode:
+    """Return the mode that the config asks for; WANDB_MODE decides if the config leaves it open."""
+    if mode is not TrackingMode.auto:
+        return mode
+    chosen = os.environ.get("WANDB_MODE", "")
+    try:
+        return TrackingMode(WANDB_MODES.get(chosen, chosen))
+    except ValueError:
+        raise InputError(f"WANDB_MODE={chosen} is none of online, offline and disabled.") from None
 
 
 def _run_id(run_dir: Path) -> str:
