@@ -200,7 +200,9 @@ def test_wandb_killed(
     assert server.numbers(tmp_path) == [3, 6, 9, 12]
 
 
-@pytest.mark.parametrize("trouble", ["silent server", "hung service"])
+@pytest.mark.parametrize(
+    "trouble", [pytest.param("silent server", marks=pytest.mark.slow), "hung service"]
+)
 def test_process_ends(server: WandbServer, tmp_path: Path, trouble: str) -> None:
     server.answers.clear()
     script = (
@@ -256,7 +258,7 @@ def has_arrived(server: WandbServer, run_dir: Path, rows: Sequence[int]) -> bool
     return server.numbers(run_dir)[: len(rows)] == rows
 
 
-@pytest.mark.parametrize("mode", ["online", "offline"])
+@pytest.mark.parametrize("mode", [pytest.param("online", marks=pytest.mark.slow), "offline"])
 def test_trainer_killed_again_and_again(
     small_root: Path, tmp_path: Path, server: WandbServer, mode: str
 ) -> None:
