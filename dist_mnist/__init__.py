@@ -8,13 +8,14 @@ classifier = dist_mnist.load_classifier(result.run_dir)
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dist_mnist.config import __version__
+
 if TYPE_CHECKING:
     from dist_mnist.config.compose import compose_config
     from dist_mnist.models.classifier import Classifier, load_classifier
     from dist_mnist.training.run import train
 
-__version__ = "0.1.0"
-__all__ = ["Classifier", "compose_config", "load_classifier", "train"]
+__all__ = ["Classifier", "__version__", "compose_config", "load_classifier", "train"]
 
 # Imported when they are first used, so that `--help` need not wait for torch.
 _MODULES = {

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dist_mnist import __version__
+from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, plain_config
 from dist_mnist.data.images import Batch
