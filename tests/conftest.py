@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.datasets import make_small_root
-
-os.environ["WANDB_MODE"] = "disabled"  # but where a test is about wandb
+# The environment of the tests and of what they start. torch is not imported before it is set.
+os.environ["WANDB_MODE"] = "disabled"  # except in the tests of wandb
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["NETRC"] = os.devnull  # no test may find a developer's key and upload a run
+# Threads sleep while they wait for each other. Otherwise small steps take ten times as long as soon
+# as something else runs on the same cores.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# Processes that are started in any folder import this checkout, and tests.support.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,6 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with small stand-ins for every data set but MNIST."""
+    from tests.support.datasets import make_small_root
+
     return make_small_root(tmp_path_factory.mktemp("small"))
 
 
@@ -49,6 +57,12 @@ def console() -> Iterator[None]:
     for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
         logger.setLevel(level)
         logger.propagate, logger.handlers = propagate, handlers
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no pictures, which takes longer than a small training."""
+    monkeypatch.setattr("dist_mnist.record.pictures.draw_all", lambda *_: [])
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ def run_contender(script: str, weights: Path, data: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PEERS)
 def test_a_contender_trains_in_two_processes(name: str, mnist_root: Path, tmp_path: Path) -> None:
     script, package = PEERS[name]

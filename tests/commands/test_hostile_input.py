@@ -213,6 +213,7 @@ def test_a_checkpoints_config_chooses_no_code(
     assert "evil" not in sys.modules
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_that_goes_on_takes_no_config_from_its_checkpoint(
     trained: Path, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,11 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize(("size", "stops"), [(1, [11]), (2, [3, 16])], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    ("size", "stops"),
+    [pytest.param(1, [11], marks=pytest.mark.slow), (2, [3, 16])],
+    ids=["once", "twice"],
+)
 def test_a_run_that_stopped_continues_as_if_it_had_not(
     small_root: Path, tmp_path: Path, size: int, stops: list[int]
 ) -> None:
@@ -49,6 +53,7 @@ def test_a_run_that_stopped_continues_as_if_it_had_not(
     assert_equal(best[0]["model"], best[1]["model"])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_checkpoint_in_the_middle_of_an_epoch_is_enough(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     run_once([*overrides, "trainer.checkpoint_every_steps=5"])
@@ -71,6 +76,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_enough(small_root: Path, tmp_
     assert journal == journal_again
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_finished_run_goes_on_with_more_epochs(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     run_once(overrides)
@@ -80,6 +86,7 @@ def test_a_finished_run_goes_on_with_more_epochs(small_root: Path, tmp_path: Pat
     assert [line["step"] for line in lines if line["kind"] == "test"] == [40]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_finished_run_is_only_tested_again(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     accuracy = run_once(overrides)
@@ -115,6 +122,7 @@ def test_the_journal_has_its_lines_and_the_directory_its_files(
         assert (tmp_path / name).stat().st_size > 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_that_was_cut_short_can_be_looked_at_again(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=11"]
     run_once(overrides)
@@ -123,6 +131,7 @@ def test_a_run_that_was_cut_short_can_be_looked_at_again(small_root: Path, tmp_p
     assert_equal(before, result(tmp_path))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_options_of_the_optimizer_are_those_of_the_latest_launch(
     small_root: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +142,7 @@ def test_the_options_of_the_optimizer_are_those_of_the_latest_launch(
     assert last["optimizer"]["param_groups"][0]["weight_decay"] == 0.7
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_without_its_best_checkpoint_a_run_tests_its_last_state(
     small_root: Path, tmp_path: Path
 ) -> None:
@@ -143,6 +153,7 @@ def test_without_its_best_checkpoint_a_run_tests_its_last_state(
     assert read_journal(tmp_path / "metrics.jsonl")[-1]["kind"] == "test"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_without_a_validation_part_the_last_state_is_the_result(
     small_root: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +165,7 @@ def test_without_a_validation_part_the_last_state_is_the_result(
     assert epoch["validation/accuracy"] is None
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     "override",
     [
@@ -175,6 +187,7 @@ def test_what_cannot_continue_a_run_is_refused_and_touches_nothing(
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_resume_says_whether_a_run_may_be_there(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", "trainer.max_steps=2", f"run_dir={tmp_path}"]
     with pytest.raises(InputError, match="holds no checkpoint and resume=must"):
@@ -185,6 +198,7 @@ def test_resume_says_whether_a_run_may_be_there(small_root: Path, tmp_path: Path
     run_once([*overrides, "resume=must"])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_two_launches_cannot_share_a_run_directory(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,12 +213,14 @@ def test_two_launches_cannot_share_a_run_directory(
     run_once(overrides)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_directory_that_cannot_be_written_is_named(small_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"run_dir=.*file/run cannot be written"):
         run_once([*SMALL, f"data.root={small_root}", f"run_dir={tmp_path / 'file' / 'run'}"])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_launch_that_is_restarted_finds_its_directory_again(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +235,7 @@ def test_a_launch_that_is_restarted_finds_its_directory_again(
     assert len(list((tmp_path / "outputs").iterdir())) == 4
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_batch_job_has_a_directory_for_each_of_its_trainings_and_finds_them_when_requeued(
     small_root: Path,
     tmp_path: Path,
@@ -261,6 +278,7 @@ def test_a_restart_waits_for_processes_that_the_network_has_lost(
         ends.join()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_lines_that_the_journal_has_lost_are_told(
     small_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")
 NEEDS_A_KEY = ("tracking", "online")  # composed and refused in test_tracking.py
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c != NEEDS_A_KEY])
 def test_every_choice_composes_and_runs(
     small_root: Path,

@@ -142,6 +142,7 @@ def test_a_save_that_is_killed_at_any_instant_leaves_a_good_state(
     assert instant > 10
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_damaged_last_checkpoint_leads_to_the_same_end(
     small_root: Path, tmp_path: Path, whole: Path
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_damaged_last_checkpoint_leads_to_the_same_end(
     assert_same_end(tmp_path, whole)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_best_checkpoint_of_another_network_is_not_tested(
     small_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,6 +172,7 @@ def test_the_best_checkpoint_of_another_network_is_not_tested(
     assert "Testing the last state instead" in caplog.text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_goes_on_without_its_log(
     small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +230,7 @@ class Deleter(logging.Handler):
             shutil.rmtree(self.run_dir)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_directory_that_is_deleted_ends_the_run(small_root: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     handler = Deleter(run_dir)
@@ -264,6 +268,7 @@ def free_bytes(place: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_full_disk_ends_the_run_in_a_sentence_and_room_lets_it_go_on(
     small_root: Path, whole: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -293,6 +298,7 @@ def test_a_full_disk_leaves_the_configs_that_were_there(tmp_path: Path, disk: Di
     assert {path.name: path.read_bytes() for path in place.iterdir()} == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_read_only_run_directory_is_named(small_root: Path, tmp_path: Path, disk: Disk) -> None:
     place = disk("remount,size=8m")
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={place / 'run'}"]
@@ -303,6 +309,8 @@ def test_a_read_only_run_directory_is_named(small_root: Path, tmp_path: Path, di
             run_once([*overrides, f"run_dir={run_dir}"])
 
 
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
 def test_a_clock_that_is_set_back_changes_nothing(
     small_root: Path, tmp_path: Path, whole: Path

@@ -76,6 +76,7 @@ def test_compressed_gradients_are_nearly_the_same(small_root: Path) -> None:
         assert 0 < largest_difference(alone, weights) < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_a_compiled_network_learns_the_same(small_root: Path) -> None:
     overrides = [*EXACT, f"data.root={small_root}", "trainer.epochs=1"]

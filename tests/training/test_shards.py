@@ -93,6 +93,7 @@ def test_the_number_of_processes_leaves_no_trace(runs: Path, name: str) -> None:
     assert left == left_by(runs / "1")
 
 
+@pytest.mark.slow
 def test_eight_processes_take_the_same_steps(small_root: Path, tmp_path: Path, runs: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=4"]
     run_ranks(SHARDS, run_all, make_config(*overrides))
