@@ -1,6 +1,5 @@
 """wandb's server is away, wandb or the trainer is killed: the server ends with one whole run."""
 
-import gc
 import multiprocessing
 import os
 import signal
@@ -31,9 +30,6 @@ ENVIRONMENT = {
     "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1",  # the shortest
 }
 
-# wandb does not wait for the end of a service that was killed.
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
-
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
@@ -47,7 +43,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
         wandb.teardown()  # it remembers what it found in the environment
         yield server
         wandb.teardown()
-    gc.collect()  # while the warning is ignored
 
 
 def steps(first: int, last: int) -> list[Line]:
@@ -238,7 +233,8 @@ def _train_up_to(
     line_count: int, is_there: Event, environment: dict[str, str], overrides: Sequence[str]
 ) -> None:
     """Train until so many lines are in the journal, then wait to be killed."""
-    os.environ.pop("WANDB_SERVICE", None)  # a service of its own, not that of the tests
+    for name in ("WANDB_SERVICE", "WANDB_MODE"):  # a service of its own, and the mode of the test
+        os.environ.pop(name, None)
     os.environ.update(environment)
     write, left = Journal.write, line_count
 
