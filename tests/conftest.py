@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,17 @@ def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.datasets import make_small_root
 
     return make_small_root(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def darker_root(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same data folder, but the training images of Fashion-MNIST are darker."""
+    root = tmp_path_factory.mktemp("darker")
+    shutil.copytree(small_root / "FashionMNIST", root / "FashionMNIST")
+    images = root / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    content = images.read_bytes()
+    images.write_bytes(content[:16] + bytes(value // 2 for value in content[16:]))
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Images and labels in memory, and what turns pixels into the network's input."""
 
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,11 @@ class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __getitem__(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # index_select copies whole images; `images[indices]` would look up every byte.
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+
+    def checksum(self) -> int:
+        """Return the CRC-32 of all images and labels; they must be on the CPU."""
+        images, labels = (memoryview(part.numpy()) for part in (self.images, self.labels))
+        return zlib.crc32(labels, zlib.crc32(images))
 
     def to(self, device: torch.device) -> "ImageTensors":
         """Return the same samples on a device."""

@@ -27,6 +27,7 @@ class DataSplits:
         test: The samples that are looked at once, at the end.
         normalization: Of the training files, including the validation part.
         classes: The names of the classes, in the order of the labels.
+        fingerprint: The number of samples in the files and a checksum of them, by name.
     """
 
     train: ImageTensors
@@ -34,6 +35,7 @@ class DataSplits:
     test: ImageTensors
     normalization: Normalization
     classes: tuple[str, ...]
+    fingerprint: dict[str, int]
 
     def to(self, device: torch.device) -> "DataSplits":
         """Return the same parts on a device."""
@@ -66,6 +68,12 @@ def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = 
             f"data.validation_size={config.validation_size} leaves nothing to train on: "
             f"{config.name} has {len(training)} training samples."
         )
+    fingerprint = {
+        "training samples": len(training),
+        "checksum of the training samples": training.checksum(),
+        "test samples": len(test),
+        "checksum of the test samples": test.checksum(),
+    }
     normalization = Normalization(0.0, 1.0)
     if config.normalize:
         normalization = measure_normalization(training.images)
@@ -75,7 +83,7 @@ def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = 
         kept = torch.ones(len(training), dtype=torch.bool)
         kept[held_out] = False
         training = ImageTensors(*training[kept.nonzero().flatten()])
-    return DataSplits(training, validation, test, normalization, classes)
+    return DataSplits(training, validation, test, normalization, classes, fingerprint)
 
 
 def load_part(

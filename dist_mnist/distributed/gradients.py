@@ -144,7 +144,8 @@ def _average_through_gloo(
         gathered = local.new_empty(world.size, len(local))
         gathering = all_gather(gathered.view(-1), local, async_op=True)
 
-        def sum_up(_: torch.futures.Future[Any]) -> torch.Tensor:
+        def sum_up(done: torch.futures.Future[Any]) -> torch.Tensor:
+            done.value()  # raises if a rank was lost: then what was gathered is not a gradient
             gradients.copy_(gathered[0])
             for others in gathered[1:]:
                 gradients.add_(others)

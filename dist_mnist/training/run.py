@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.schema import Config
-from dist_mnist.data.splits import load_splits
+from dist_mnist.config.schema import Config, plain_config
+from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed import signals, watchdog
+from dist_mnist.distributed.agreement import require_same
 from dist_mnist.distributed.session import session
 from dist_mnist.distributed.stopping import ending_together
 from dist_mnist.distributed.watchdog import Phase
@@ -79,6 +81,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
     started = perf_counter()
     splits = load_splits(config.data, config.seed, config.trusted_modules).to(world.device)
     watchdog.enter(Phase.START_UP, 0)  # from here on, ranks wait for each other
+    require_same(world, _shared_facts(config, world, splits))
     state = build_training_state(config, world, splits)
     run_dir = choose_run_directory(config, world)
     timeout = config.trainer.timeout_seconds
@@ -92,6 +95,19 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
             seconds = perf_counter() - started
             logger.info(result_line(numbers("test", test), seconds, run_dir))
     return Result(run_dir, test)
+
+
+def _shared_facts(config: Config, world: World, splits: DataSplits) -> dict[str, Any]:
+    """Return what must be alike on all ranks: everything but paths and tracking."""
+    plain = plain_config(config)
+    own = {"run_dir": None, "tracking": None, "data": {**plain["data"], "root": None}}
+    return {
+        **{**plain, **own},
+        "the device": world.device.type,
+        **splits.fingerprint,
+        "the version of dist_mnist": __version__,
+        "the version of torch": str(torch.__version__),
+    }
 
 
 def _recorder(state: TrainingState, run_dir: Path, overrides: Sequence[str]) -> Any:

@@ -126,6 +126,7 @@ def checkpoint_content(state: TrainingState) -> dict[str, Any]:
         "progress": asdict(state.progress),
         "config": plain_config(state.config),
         "normalization": asdict(state.splits.normalization),
+        "data": state.splits.fingerprint,
         "classes": list(state.splits.classes),
         "versions": {"dist_mnist": __version__, "torch": str(torch.__version__)},
     }
@@ -158,6 +159,7 @@ def restore(state: TrainingState, content: dict[str, Any]) -> None:
         InputError: The checkpoint is of another network, or of data in another order.
     """
     _check_same_run(plain_config(state.config), content["config"])
+    _check_same_data(state, content)
     options = [
         {key: value for key, value in group.items() if key != "params"}
         for group in state.optimizer.param_groups
@@ -195,6 +197,19 @@ def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:
             raise InputError(
                 f"{key}={now} does not fit this run, which began with {key}={then}: "
                 f"set it back, or choose a new run_dir."
+            )
+
+
+def _check_same_data(state: TrainingState, content: dict[str, Any]) -> None:
+    """Refuse other samples: some would be seen twice and others never."""
+    splits, root = state.splits, state.config.data.root
+    now = {**splits.fingerprint, "the normalization": asdict(splits.normalization)}
+    then = {**content.get("data", {}), "the normalization": content["normalization"]}
+    for name in ("training samples", "checksum of the training samples", "the normalization"):
+        if name in then and now[name] != then[name]:
+            raise InputError(
+                f"the data in data.root={root} is not what this run began with: {name} was "
+                f"{then[name]} and is {now[name]}; put the old files back, or choose a new run_dir."
             )
 
 

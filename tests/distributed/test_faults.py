@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dist_mnist.distributed import shared_memory
+from dist_mnist.distributed.session import is_lost_contact
 from dist_mnist.distributed.signals import INTERRUPTED, STOPPED
 from dist_mnist.record import checkpoint
 from dist_mnist.training.finite import NonFiniteError
@@ -117,6 +118,23 @@ def test_what_gloo_adds_up_does_not_depend_on_when_a_process_was_started(
     run_ranks(3, run_without_shared_memory, [*overrides, "trainer.max_steps=5"])
     run_ranks(3, run_without_shared_memory, overrides)
     require_equal(tmp_path, 3, overrides)  # which goes through shared memory
+
+
+def test_lost_rank_leaves_no_gradient(small_root: Path, tmp_path: Path) -> None:
+    """A gather that fails is told as a lost rank, and no checkpoint follows it."""
+    overrides = [
+        *misbehaving(tmp_path, "SIGKILL", rank=1),
+        f"data.root={small_root}",
+        "trainer.compress_gradients=true",  # goes through gloo
+        "trainer.checkpoint_every_steps=1",
+    ]
+    with pytest.raises(RuntimeError, match="gloo") as lost:
+        run_ranks(2, run_once, overrides)
+    assert is_lost_contact(lost.value), lost.value
+    last = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert last["progress"]["step"] == 4
+    run_ranks(2, run_once, overrides)
+    require_equal(tmp_path, 2, overrides)
 
 
 def test_one_process_that_is_told_to_stop_ends_with_its_own_status(

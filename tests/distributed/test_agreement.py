@@ -1,0 +1,75 @@
+"""Ranks that were started differently are told so before they train."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dist_mnist.config.errors import InputError
+from dist_mnist.distributed.agreement import require_same
+from dist_mnist.distributed.session import session
+from tests.support.processes import run_ranks
+from tests.support.runs import run_once
+
+RUN = (
+    "data=fashion_mnist",
+    "data.validation_size=50",
+    "trainer.global_batch_size=20",
+    "trainer.epochs=1",
+    "trainer.device=cpu",
+    "model=mlp",
+)
+
+
+def run_with_own(overrides: list[str], own: list[str]) -> None:
+    """Train; rank 1 has overrides of its own."""
+    run_once([*overrides, *(own if os.environ["RANK"] == "1" else [])])
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ("optimizer.lr=0.5", "optimizer.lr differs between the ranks: 0.002 on rank 0, 0.5 on"),
+        ("optimizer=sgd", "optimizer._target_ differs"),
+        ("seed=1", "seed differs between the ranks: 0 on rank 0, 1 on rank 1"),
+        ("trainer.global_batch_size=30", "trainer.global_batch_size differs"),
+        ("loss=mse", "loss._target_ differs"),
+        ("data.validation_size=40", "data.validation_size differs"),
+    ],
+)
+def test_setting_that_differs(own: str, told: str, small_root: Path, tmp_path: Path) -> None:
+    overrides = [
+        *RUN,
+        f"data.root={small_root}",
+        f"run_dir={tmp_path / 'run'}",
+        "optimizer.lr=0.002",
+    ]
+    with pytest.raises(InputError, match=told):
+        run_ranks(2, run_with_own, overrides, [own])
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_differs(small_root: Path, darker_root: Path, tmp_path: Path) -> None:
+    overrides = [*RUN, f"data.root={small_root}", f"run_dir={tmp_path / 'run'}"]
+    with pytest.raises(InputError, match="checksum of the training samples differs"):
+        run_ranks(2, run_with_own, overrides, [f"data.root={darker_root}"])
+
+
+def test_paths_and_tracking_may_differ(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*RUN, f"data.root={small_root}", f"run_dir={tmp_path / 'run'}"]
+    copy = tmp_path / "data"
+    copy.symlink_to(small_root)
+    run_ranks(2, run_with_own, overrides, [f"data.root={copy}", "tracking.name=other"])
+    assert (tmp_path / "run" / "checkpoints" / "last.safetensors").exists()
+
+
+def compare(facts: list[dict[str, object]]) -> None:
+    with session("cpu", timeout_seconds=60) as world:
+        require_same(world, facts[world.rank])
+
+
+def test_every_rank_hears_of_it() -> None:
+    with pytest.raises(
+        InputError, match="b differs between the ranks: None on rank 0, 2 on rank 2"
+    ):
+        run_ranks(3, compare, [{"a": 1}, {"a": 1}, {"a": 1, "b": 2}])
