@@ -9,7 +9,7 @@ import os
 import sys
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.distributed import signals
+from dist_mnist.distributed import cpu_threads, signals
 
 COMMANDS = {
     "train": "train a network and test it; the default",
@@ -21,6 +21,7 @@ def main() -> None:
     """Run the command that the command line names; a signal gives the exit status STOPPED."""
     try:
         signals.install()
+        cpu_threads.wait_briefly()  # before torch is loaded
         name = _take_command(sys.argv)
         importlib.import_module(f"dist_mnist.commands.{name}").main()
     except InputError as error:

@@ -13,7 +13,7 @@ WINGS = ("commands", "training", "models", "data", "record", "distributed", "con
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 # What a command shows before its work begins, so it must not wait for torch.
 LIGHT = [name for name in FILES if name.startswith(("__", "commands/", "config/"))]
-LIGHT += ["distributed/signals.py", "distributed/launcher.py"]
+LIGHT += ["distributed/cpu_threads.py", "distributed/signals.py", "distributed/launcher.py"]
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 300, 40, 6
 
 

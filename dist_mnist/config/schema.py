@@ -108,6 +108,7 @@ class TrainerConfig:
     micro_batch_size: int | None
     evaluation_batch_size: int
     device: str
+    cpu_threads: int | None
     precision: Precision
     gradient_clip_norm: float | None
     sync_batch_norm: bool

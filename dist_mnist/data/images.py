@@ -66,7 +66,7 @@ class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def checksum(self) -> int:
         """Return the CRC-32 of all images and labels; they must be on the CPU."""
-        images, labels = (memoryview(part.numpy()) for part in (self.images, self.labels))
+        images, labels = (part.numpy().data for part in (self.images, self.labels))
         return zlib.crc32(labels, zlib.crc32(images))
 
     def to(self, device: torch.device) -> "ImageTensors":

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.distributed.cpu_threads import choose_threads
 from dist_mnist.distributed.rendezvous import BACKENDS, join_group
 from dist_mnist.distributed.shared_memory import LostRankError
 from dist_mnist.distributed.world import World
@@ -40,7 +41,7 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
     """
     world = _world_from_environment(device)
     _keep_freed_memory()
-    torch.set_num_threads(max(1, _usable_cores() // world.local_size))
+    torch.set_num_threads(choose_threads(world.local_size))
     if world.device.type != "cpu":
         torch.accelerator.set_device_index(world.device.index)
     if world.size > 1:
@@ -98,12 +99,6 @@ def _keep_freed_memory() -> None:
     with suppress(AttributeError, OSError):  # another C library
         for parameter, value in LARGEST_THRESHOLDS.items():
             ctypes.CDLL(None).mallopt(parameter, value)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: the cores that this process may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def is_lost_contact(error: BaseException) -> bool:

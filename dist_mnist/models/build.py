@@ -1,5 +1,6 @@
 """Builds the network and the loss that a config names, and checks that they fit the data."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,6 +51,32 @@ def build_loss(config: Config) -> nn.Module:
     if getattr(values, "shape", None) != (2,):
         raise InputError("loss must return one value per sample: set loss.reduction=none.")
     return loss
+
+
+def multiply_adds(model: nn.Module, image_shape: Sequence[int]) -> int:
+    """Return how many multiplications a forward pass takes for one image.
+
+    Counts the layers that have weights; each weight is used at least once.
+
+    Args:
+        model: On the CPU; it is left in eval mode.
+        image_shape: Channels, height and width.
+    """
+    counts: list[int] = []
+
+    def count(layer: nn.Module, _: object, outputs: torch.Tensor) -> None:
+        counts.append(outputs[0].numel() * layer.weight[0].numel())  # type: ignore[index]
+
+    hooks = [
+        layer.register_forward_hook(count)
+        for layer in model.modules()
+        if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))
+    ]
+    with torch.no_grad():
+        model.eval()(torch.zeros(2, *image_shape))
+    for hook in hooks:
+        hook.remove()
+    return max(sum(counts), sum(parameter.numel() for parameter in model.parameters()))
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:

@@ -32,6 +32,8 @@ PARTS = {
     "progress": dict,
     "config": dict,
     "normalization": dict,
+    "data": dict,
+    "cpu": dict,
     "classes": list,
 }
 HEADER_SIZE = struct.Struct("<Q")

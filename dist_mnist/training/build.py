@@ -12,9 +12,10 @@ from dist_mnist.config.targets import instantiate
 from dist_mnist.data.sampler import EpochOrder
 from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.data.splits import DataSplits
+from dist_mnist.distributed.cpu_threads import choose_threads
 from dist_mnist.distributed.gradients import parallelize
 from dist_mnist.distributed.world import World, broadcast_object
-from dist_mnist.models.build import build_loss, build_model
+from dist_mnist.models.build import build_loss, build_model, multiply_adds
 from dist_mnist.models.precision import compute_dtype, gradient_scaler
 from dist_mnist.training.finite import FiniteCheck
 from dist_mnist.training.progress import Progress, RunningMetrics
@@ -73,6 +74,7 @@ def _build_models(config: Config, world: World) -> tuple[nn.Module, nn.Module]:
     trainer = config.trainer
     seed_device(world.device, keyed_seed(config.seed, "weights"))
     model = build_model(config)
+    _set_cpu_threads(config, world, model)
     if trainer.reproducible:  # sums the gradients by itself, in `step_in_shards`
         # As DDP would, in case the network draws its weights from another source than the seed.
         model.load_state_dict(broadcast_object(world, model.state_dict()))
@@ -80,6 +82,16 @@ def _build_models(config: Config, world: World) -> tuple[nn.Module, nn.Module]:
         return model, model
     model = model.to(world.device)
     return model, parallelize(_compiled(model, world) if trainer.compile else model, world, trainer)
+
+
+def _set_cpu_threads(config: Config, world: World, model: nn.Module) -> None:
+    """Choose the threads of this process by the work of one of its forward passes."""
+    trainer = config.trainer
+    if world.device.type != "cpu" or trainer.reproducible:
+        return
+    samples = trainer.micro_batch_size or trainer.global_batch_size / world.size
+    work = samples * multiply_adds(model, config.data.image_shape)
+    torch.set_num_threads(trainer.cpu_threads or choose_threads(world.local_size, work))
 
 
 def _compiled(model: nn.Module, world: World) -> nn.Module:

@@ -17,6 +17,7 @@ from dist_mnist.config.schema import Config, plain_config
 from dist_mnist.data.images import Batch
 from dist_mnist.data.sampler import DistributedBatchSampler, EpochOrder
 from dist_mnist.data.splits import DataSplits
+from dist_mnist.distributed.cpu_threads import chosen_by_user, usable_cores
 from dist_mnist.distributed.launcher import is_restart
 from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
 from dist_mnist.models.build import load_weights
@@ -127,6 +128,7 @@ def checkpoint_content(state: TrainingState) -> dict[str, Any]:
         "config": plain_config(state.config),
         "normalization": asdict(state.splits.normalization),
         "data": state.splits.fingerprint,
+        "cpu": {"threads": torch.get_num_threads(), "processes": state.world.local_size},
         "classes": list(state.splits.classes),
         "versions": {"dist_mnist": __version__, "torch": str(torch.__version__)},
     }
@@ -179,6 +181,21 @@ def restore(state: TrainingState, content: dict[str, Any]) -> None:
         ) from error
     for group, chosen in zip(state.optimizer.param_groups, options, strict=True):
         group.update(chosen)
+    _restore_threads(state, content["cpu"])
+
+
+def _restore_threads(state: TrainingState, saved: dict[str, Any]) -> None:
+    """Compute with as many threads as before, since what they add up depends on their number.
+
+    The user's own choice goes first, and so does the rule for another number of processes.
+    """
+    world, trainer = state.world, state.config.trainer
+    is_chosen = trainer.cpu_threads or trainer.reproducible or chosen_by_user(world.local_size)
+    threads, processes = saved.get("threads"), saved.get("processes")
+    if world.device.type != "cpu" or is_chosen or processes != world.local_size:
+        return
+    if isinstance(threads, int) and 1 <= threads <= 4 * usable_cores():
+        torch.set_num_threads(threads)
 
 
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
@@ -204,12 +221,13 @@ def _check_same_data(state: TrainingState, content: dict[str, Any]) -> None:
     """Refuse other samples: some would be seen twice and others never."""
     splits, root = state.splits, state.config.data.root
     now = {**splits.fingerprint, "the normalization": asdict(splits.normalization)}
-    then = {**content.get("data", {}), "the normalization": content["normalization"]}
+    then = {**content["data"], "the normalization": content["normalization"]}
     for name in ("training samples", "checksum of the training samples", "the normalization"):
-        if name in then and now[name] != then[name]:
+        if now[name] != then.get(name):
             raise InputError(
                 f"the data in data.root={root} is not what this run began with: {name} was "
-                f"{then[name]} and is {now[name]}; put the old files back, or choose a new run_dir."
+                f"{then.get(name)} and is {now[name]}; put the old files back, or choose a new "
+                f"run_dir."
             )
 
 

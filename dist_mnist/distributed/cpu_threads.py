@@ -1,0 +1,90 @@
+"""How many CPU threads a process computes with: a rule, with one answer at every launch.
+
+Threads that have too little to do cost more than they bring, and far more beside another program: a
+thread that has lost its core keeps all the others waiting. Imports no torch, so that `wait_briefly`
+can be called before torch is loaded.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+# Multiply-adds of a forward pass, in one step, that are worth a thread: about a millisecond.
+WORK_PER_THREAD = 25_000_000
+# How often a waiting thread of GNU OpenMP looks before it sleeps. By default it looks for
+# milliseconds, and takes the core from whoever it waits for.
+SPIN_COUNT = "10000"
+
+CGROUP_V2 = Path("/sys/fs/cgroup")
+CGROUP_V1 = ("cpu", "cpu,cpuacct")  # below CGROUP_V2's folder
+
+
+def wait_briefly() -> None:
+    """Let waiting threads sleep soon, unless the user has chosen otherwise."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+def choose_threads(local_size: int, work: float | None = None) -> int:
+    """Return the number of threads for a process.
+
+    `OMP_NUM_THREADS` decides if the user has set it. Otherwise the processes of a machine share its
+    cores, and none takes more threads than its work can feed.
+
+    Args:
+        local_size: The number of processes on this machine.
+        work: Multiply-adds of the forward pass in one step of this process; None for any amount.
+    """
+    chosen = chosen_by_user(local_size)
+    if chosen is not None:
+        return chosen
+    share = usable_cores() // local_size
+    return max(1, share if work is None else min(share, int(work / WORK_PER_THREAD)))
+
+
+def chosen_by_user(local_size: int) -> int | None:
+    """Return OMP_NUM_THREADS as the user has set it, or None.
+
+    torchrun sets it to 1 for several processes if the user has not, so a 1 says nothing there.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if not text.isdecimal() or int(text) < 1:
+        return None
+    is_torchruns = "TORCHELASTIC_RUN_ID" in os.environ and local_size > 1 and text == "1"
+    return None if is_torchruns else int(text)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: its affinity and its containers' CPU quota."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, int(min([cores, *_quotas()])))
+
+
+def _quotas() -> Iterator[float]:
+    """Yield the CPU quotas, in cores, of the control groups around this process."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                yield from _quotas_above(CGROUP_V2, path)
+            elif "cpu" in controllers.split(","):
+                for name in CGROUP_V1:
+                    yield from _quotas_above(CGROUP_V2 / name, path)
+
+
+def _quotas_above(root: Path, path: str) -> Iterator[float]:
+    """Yield the quotas of a group and of those above it; in a container, only its root exists."""
+    inside = Path(path.strip("/"))
+    for folder in (root / inside, *(root / parent for parent in inside.parents)):
+        with suppress(OSError, ValueError):
+            if (folder / "cpu.max").exists():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota = (folder / "cpu.cfs_quota_us").read_text()
+                period = (folder / "cpu.cfs_period_us").read_text()
+            if float(quota) > 0:  # v1 has -1 for no limit, v2 the word max
+                yield float(quota) / float(period)
