@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from tests.benchmarks import (
+    beside,
     loop,
     peers,
     projection,
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "time_to_997": time_to_accuracy.run_997,
     "scaling": scaling.run,
     "projection": projection.run,
+    "beside": beside.run,
 }
 
 

@@ -109,12 +109,15 @@ def run_for_json(command: Sequence[str], **options: Any) -> dict[str, Any]:
     return {**json.loads(found[-1]), "wall_seconds": wall_seconds}
 
 
-def train(*overrides: str, world_size: int | None = None) -> tuple[list[dict[str, Any]], float]:
+def train(
+    *overrides: str, world_size: int | None = None, **environment: str
+) -> tuple[list[dict[str, Any]], float]:
     """Run `python -m dist_mnist`; return the lines of its journal and the seconds it took."""
     with tempfile.TemporaryDirectory() as folder:
         program = [*python_command(world_size), "-m", "dist_mnist"]
         started = time.perf_counter()
-        run_program([*program, *overrides, f"run_dir={folder}/run", "tracking=disabled"])
+        arguments = [*overrides, f"run_dir={folder}/run", "tracking=disabled"]
+        run_program([*program, *arguments], **environment)
         wall_seconds = time.perf_counter() - started
         journal = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in journal.splitlines()], wall_seconds
