@@ -110,7 +110,7 @@ def run_for_json(command: Sequence[str], **options: Any) -> dict[str, Any]:
 
 
 def train(
-    *overrides: str, world_size: int | None = None, **environment: str
+    *overrides: str, world_size: int | None = None, **environment: Any
 ) -> tuple[list[dict[str, Any]], float]:
     """Run `python -m dist_mnist`; return the lines of its journal and the seconds it took."""
     with tempfile.TemporaryDirectory() as folder:
