@@ -13,38 +13,61 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dist_mnist.config.compose import conf_folder, hydra_sentence, register_schema
 from dist_mnist.config.errors import InputError, one_line
-from dist_mnist.distributed import signals
+from dist_mnist.distributed import launcher, signals
 
 SUCCEEDED = 0
 FAILED = 1
 PATIENCE_SECONDS = 2.0  # more than torchrun needs to end the other ranks after one has failed
 
 
-def command(name: str, schema: type, task: Callable[[Any], None]) -> None:
+class _FailedJobError(Exception):
+    """A job of a sweep has failed, which was reported when it happened."""
+
+
+def command(name: str, schema: type, task: Callable[[Any], float | None]) -> None:
     """Compose a config from `conf/<name>.yaml` and the command line, and hand it to a task.
 
     Args:
         name: The command.
         schema: The dataclass that the config is an instance of.
-        task: The work.
+        task: The work; what it returns is what a sweeper of Hydra's maximizes or minimizes.
     """
     register_schema(name, schema)
     # Otherwise Hydra prints errors itself, once for every rank.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
-    @_reporting_errors
-    def run_task(composed: DictConfig) -> None:
-        task(OmegaConf.to_object(composed))
+    def run_task(composed: DictConfig) -> float | None:
+        _refuse_run_dir_of_hydra()
+        return task(OmegaConf.to_object(composed))
+
+    def run_job(composed: DictConfig) -> float | None:
+        if HydraConfig.get().mode is not RunMode.MULTIRUN or launcher.is_cluster_job():
+            return _reporting_errors(run_task)(composed)  # type: ignore[no-any-return]
+        try:
+            return run_task(composed)
+        except Exception as error:  # the next job may be better
+            _report(error)
+            signals.accept()
+            raise _FailedJobError from error
 
     decorate = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
-    _reporting_errors(decorate(run_task))()
+    _reporting_errors(decorate(run_job))()
     _end(SUCCEEDED)
+
+
+def _refuse_run_dir_of_hydra() -> None:
+    for override in HydraConfig.get().overrides.hydra:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") == "hydra.run.dir":
+            raise InputError(f"{override} has no effect here: use run_dir={value}.")
 
 
 def _reporting_errors(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +77,8 @@ def _reporting_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any) -> Any:
         try:
             return function(*args)
+        except _FailedJobError:
+            _end(FAILED)
         except KeyboardInterrupt:  # if signal handlers were not installed
             _end(signals.INTERRUPTED)
         except Exception as error:

@@ -22,7 +22,7 @@ class EvaluateConfig:
     trusted_modules: list[str]
 
     def __post_init__(self) -> None:
-        if self.checkpoint is None:
+        if not self.checkpoint:
             raise InputError(
                 "checkpoint is missing: set it to a run directory or a file, as in "
                 "checkpoint=outputs/RUN."
@@ -43,7 +43,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     with session(config.trainer["device"], config.trainer["timeout_seconds"]) as world:
         log_to_console(world.is_main)
         started = perf_counter()
-        path = checkpoint.resolve(Path(config.checkpoint or ""))
+        path = checkpoint.resolve(Path(config.checkpoint or "").expanduser())
         changes = {
             "data": config.data,
             "trainer": config.trainer,

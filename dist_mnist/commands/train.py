@@ -17,18 +17,20 @@ def main() -> None:
     command("train", Config, _train)
 
 
-def _train(config: Config) -> None:
+def _train(config: Config) -> float | None:
     job = HydraConfig.get()
     if job.mode is RunMode.MULTIRUN:  # every job of a sweep gets a directory of its own
         name = Path(config.run_dir, str(job.job.num)) if config.run_dir else job.runtime.output_dir
         config.run_dir = str(name)
     with launcher.cluster_job() if launcher.is_cluster_job() else nullcontext():
-        _run(config, is_sweep=job.mode is RunMode.MULTIRUN, overrides=[*job.overrides.task])
+        return _run(config, is_sweep=job.mode is RunMode.MULTIRUN, overrides=[*job.overrides.task])
 
 
-def _run(config: Config, is_sweep: bool, overrides: list[str]) -> None:
+def _run(config: Config, is_sweep: bool, overrides: list[str]) -> float | None:
+    """Train; return the best validation accuracy, or None without a validation part."""
     from dist_mnist.distributed.session import session
     from dist_mnist.record.console import log_to_console
+    from dist_mnist.record.journal import best_validation_accuracy
     from dist_mnist.training.run import run
 
     with session(config.trainer.device, config.trainer.timeout_seconds) as world:
@@ -38,4 +40,5 @@ def _run(config: Config, is_sweep: bool, overrides: list[str]) -> None:
                 "`python -m dist_mnist --multirun`, or start one torchrun for each of its jobs."
             )
         log_to_console(world.is_main)
-        run(config, world, overrides)
+        result = run(config, world, overrides)
+        return best_validation_accuracy(result.run_dir) if world.is_main else None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from dist_mnist.config.errors import InputError
@@ -42,8 +42,15 @@ def compose_config(*overrides: str) -> Config:
 
 def hydra_sentence(error: BaseException) -> str:
     """Return an error of Hydra's in one line: the override, and what OmegaConf says about it."""
+    hint = ""
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        if key and value:
+            hint = (
+                f"; quote what has special characters, for Hydra and the shell: '{key}=\"{value}\"'"
+            )
     text = str(error).partition("\nConfig search path")[0].replace("\n\nAvailable", "; available")
     reason = str(error.__cause__ or "").split("\n")[0]
     if reason:
         text = f"{text.splitlines()[0].rstrip('.')}: {reason}"
-    return f"{' '.join(text.split())} (`--cfg job` prints every key and its value)"
+    return f"{' '.join(text.split())}{hint} (`--cfg job` prints every key and its value)"

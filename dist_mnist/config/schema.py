@@ -5,6 +5,7 @@ wrong type fails there. `build_config` turns the result into plain dataclasses a
 values; the rest of the package never sees OmegaConf.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -46,6 +47,12 @@ def _require(condition: bool, key: str, value: object, rule: str) -> None:
         raise InputError(f"{key}={value} is not allowed: {rule}.")
 
 
+def _expanded(key: str, folder: str) -> str:
+    """Return a folder with `~` replaced; an empty one is often a shell variable that is not set."""
+    _require(bool(folder.strip()), key, folder, "it is empty; name a folder")
+    return os.path.expanduser(folder)  # noqa: PTH111 - without a home it leaves ~ as it is
+
+
 @dataclass
 class DataConfig:
     """A data set, and how its training files are split."""
@@ -59,6 +66,7 @@ class DataConfig:
     normalize: bool  # scale pixels to mean 0 and deviation 1, instead of to the range 0 to 1
 
     def __post_init__(self) -> None:
+        self.root = _expanded("data.root", self.root)
         _require(
             self.num_classes >= 2, "data.num_classes", self.num_classes, "it must be at least 2"
         )
@@ -162,6 +170,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
+        if self.run_dir is not None:
+            self.run_dir = _expanded("run_dir", self.run_dir)
         _require(
             not (self.model.get("log_probabilities") and "MeanSquared" in self.loss["_target_"]),
             "model.log_probabilities",

@@ -116,7 +116,7 @@ def load_part(
             f"data.num_classes={config.num_classes} does not fit {config.name}, "
             f"which has {len(classes)} classes."
         )
-    return ImageTensors(images.contiguous(), labels.long()), classes
+    return ImageTensors(images.contiguous(), labels.long().contiguous()), classes
 
 
 def _check_images_and_labels(

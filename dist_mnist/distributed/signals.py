@@ -123,6 +123,13 @@ def deferred() -> Iterator[None]:
     raise_if_stopped()
 
 
+def accept() -> None:
+    """Raise `Stopped` at signals again, after an error has ended one job of a sweep."""
+    global _deferred
+    _deferred = False
+    raise_if_stopped()
+
+
 def wait(seconds: float) -> bool:
     """Wait until another signal comes, or until the time is up; return whether one came."""
     global _deferred

@@ -105,6 +105,13 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line is not None]
 
 
+def best_validation_accuracy(run_dir: Path) -> float | None:
+    """Return the best validation accuracy of a run's epochs, or None if there is none."""
+    lines = read_journal(run_dir / "metrics.jsonl")
+    found = [line.get("validation/accuracy") for line in lines if line["kind"] == "epoch"]
+    return max((value for value in found if isinstance(value, float)), default=None)
+
+
 def _decoded(text: bytes) -> dict[str, Any] | None:
     try:
         line = json.loads(text.decode())

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -78,7 +79,7 @@ class WandbRun(Tracker):
         if exit_code == 0 and url:
             logger.info("wandb: %s", url)
         elif exit_code == 0:
-            logger.info("wandb, offline: wandb leet %s", folder)
+            logger.info("wandb, offline: wandb leet %s", shlex.quote(str(folder)))
             logger.info("or upload it:   %s", _sync_command(folder))
 
 
@@ -227,7 +228,7 @@ def _mistake(config: TrackingConfig, error: Exception) -> InputError:
 
 
 def _sync_command(folder: Path) -> str:
-    return f"wandb sync {folder}/offline-run-*"
+    return f"wandb sync {shlex.quote(str(folder))}/offline-run-*"
 
 
 def _delete(folders: Iterable[Path]) -> None:

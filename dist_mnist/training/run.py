@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -132,8 +133,8 @@ def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
         fit(state, recorder)
     except signals.Stopped as stop:
         logger.info(
-            "stopped by %s after step %d: start again with run_dir=%s to continue",
-            *(stop, state.progress.step, run_dir),
+            "stopped by %s after step %d: start again with %s to continue",
+            *(stop, state.progress.step, shlex.quote(f"run_dir={run_dir}")),
         )
         raise
 
