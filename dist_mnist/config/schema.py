@@ -121,6 +121,7 @@ class TrainerConfig:
     gradient_clip_norm: float | None
     sync_batch_norm: bool
     compress_gradients: bool
+    find_unused_parameters: bool | None
     compile: bool
     reproducible: bool
     log_every_steps: int

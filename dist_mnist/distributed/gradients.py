@@ -1,6 +1,7 @@
 """The mean of all ranks' gradients: DistributedDataParallel, and how its buckets are summed."""
 
 import inspect
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,9 @@ NO_BUFFER_SYNC: dict[str, Any] = {_SYNC_BUFFERS: False}
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-def parallelize(model: nn.Module, world: World, trainer: TrainerConfig) -> nn.Module:
+def parallelize(
+    model: nn.Module, world: World, trainer: TrainerConfig, comes_and_goes: bool = False
+) -> nn.Module:
     """Wrap a module on its device so that backward averages the gradients over all ranks.
 
     Args:
@@ -46,6 +49,8 @@ def parallelize(model: nn.Module, world: World, trainer: TrainerConfig) -> nn.Mo
         trainer: Whether batch norm takes its statistics over all ranks, whether gradients are sent
             as bfloat16 (half the bytes, rounded), whether they accumulate over micro-batches, and
             how long to wait for another rank.
+        comes_and_goes: Whether some parameters have no part in some steps, as far as is known;
+            `trainer.find_unused_parameters` decides if it is set.
 
     Raises:
         InputError: Synchronized batch norm was asked for on the CPU.
@@ -56,19 +61,43 @@ def parallelize(model: nn.Module, world: World, trainer: TrainerConfig) -> nn.Mo
         return model
     if trainer.sync_batch_norm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    looks = trainer.find_unused_parameters
+    finds_unused = comes_and_goes if looks is None else looks
     parallel_model = DistributedDataParallel(
         model,
         # Gradients live in the buckets that are reduced: no copy in, no copy out.
         gradient_as_bucket_view=True,
         # Every step runs the same layers, so DDP may plan once. Not together with no_sync: a
         # static graph then silently stops reducing (pytorch#187732).
-        static_graph=trainer.micro_batch_size is None,
+        static_graph=trainer.micro_batch_size is None and not finds_unused,
+        find_unused_parameters=finds_unused,
         # Training does not use batch norm's running statistics; `broadcast_buffers` in world.py
         # makes them equal before they are used, which saves a broadcast in every step.
         **NO_BUFFER_SYNC,
     )
     _choose_hook(parallel_model, world, trainer)
     return parallel_model
+
+
+@contextmanager
+def explaining_unused(model: nn.Module) -> Iterator[None]:
+    """Turn DDP's complaint about parameters without gradients into a sentence that names them.
+
+    Raises:
+        InputError: Parameters had no part in a step, and DDP did not look for such ones.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "Expected to have finished reduction" not in str(error):
+            raise
+        found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        unused = [names[int(index)] for index in found[1].split()] if found else ["a parameter"]
+        raise InputError(
+            f"{', '.join(unused[:5])} had no part in the last step, but in others: set "
+            f"trainer.find_unused_parameters=true."
+        ) from error
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Builds the network and the loss that a config names, and checks that they fit the data."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from dist_mnist.config.targets import instantiate
 
 
 def build_model(config: Config) -> nn.Module:
-    """Build the network on the CPU, in the memory format that is fastest for convolutions.
+    """Build the network on the CPU, in eval mode.
+
+    Its memory format is channels last, the fastest for convolutions, if it can take that.
 
     Raises:
         InputError: It cannot be built, or does not map the images to the classes.
@@ -22,17 +23,31 @@ def build_model(config: Config) -> nn.Module:
     )
     data = config.data
     try:
-        with torch.no_grad():
-            shape = list(model.eval()(torch.zeros(2, *data.image_shape)).shape)
+        outputs = _outputs(model.eval(), data.image_shape)
     except Exception as error:
         raise InputError(
             f"model cannot take images of shape {data.image_shape}: {one_line(error)}."
         ) from error
-    if shape != [2, data.num_classes]:
+    if not isinstance(outputs, torch.Tensor):
         raise InputError(
-            f"model has outputs of shape {shape[1:]}, but data.num_classes={data.num_classes}."
+            f"model returns a {type(outputs).__name__}: it must return one tensor of logits."
         )
-    return model.to(memory_format=torch.channels_last)
+    if list(outputs.shape) != [2, data.num_classes]:
+        raise InputError(
+            f"model has outputs of shape {list(outputs.shape)[1:]}, but "
+            f"data.num_classes={data.num_classes}."
+        )
+    return model
+
+
+def _outputs(model: nn.Module, image_shape: list[int]) -> object:
+    with torch.no_grad():
+        try:
+            model.to(memory_format=torch.channels_last)
+            return model(torch.zeros(2, *image_shape))
+        except Exception:  # such as `view`, whose answer is in the wrong order then
+            model.to(memory_format=torch.contiguous_format)
+            return model(torch.zeros(2, *image_shape))
 
 
 def build_loss(config: Config) -> nn.Module:
@@ -51,32 +66,6 @@ def build_loss(config: Config) -> nn.Module:
     if getattr(values, "shape", None) != (2,):
         raise InputError("loss must return one value per sample: set loss.reduction=none.")
     return loss
-
-
-def multiply_adds(model: nn.Module, image_shape: Sequence[int]) -> int:
-    """Return how many multiplications a forward pass takes for one image.
-
-    Counts the layers that have weights; each weight is used at least once.
-
-    Args:
-        model: On the CPU; it is left in eval mode.
-        image_shape: Channels, height and width.
-    """
-    counts: list[int] = []
-
-    def count(layer: nn.Module, _: object, outputs: torch.Tensor) -> None:
-        counts.append(outputs[0].numel() * layer.weight[0].numel())  # type: ignore[index]
-
-    hooks = [
-        layer.register_forward_hook(count)
-        for layer in model.modules()
-        if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))
-    ]
-    with torch.no_grad():
-        model.eval()(torch.zeros(2, *image_shape))
-    for hook in hooks:
-        hook.remove()
-    return max(sum(counts), sum(parameter.numel() for parameter in model.parameters()))
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:

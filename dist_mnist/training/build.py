@@ -1,5 +1,6 @@
 """The one place where options are chosen: from a config to a training state."""
 
+import inspect
 import logging
 from functools import partial
 
@@ -15,12 +16,13 @@ from dist_mnist.data.splits import DataSplits
 from dist_mnist.distributed.cpu_threads import choose_threads
 from dist_mnist.distributed.gradients import parallelize
 from dist_mnist.distributed.world import World, broadcast_object
-from dist_mnist.models.build import build_loss, build_model, multiply_adds
+from dist_mnist.models.build import build_loss, build_model
 from dist_mnist.models.precision import compute_dtype, gradient_scaler
+from dist_mnist.models.trial import Trial, trains_on_one_image, try_out
 from dist_mnist.training.finite import FiniteCheck
 from dist_mnist.training.progress import Progress, RunningMetrics
 from dist_mnist.training.schedules import build_schedule
-from dist_mnist.training.shards import set_reproducible, step_in_shards
+from dist_mnist.training.shards import SHARDS, set_reproducible, step_in_shards
 from dist_mnist.training.state import TrainingState
 from dist_mnist.training.step import step
 
@@ -41,10 +43,10 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     trainer, device = config.trainer, world.device
     set_reproducible(world, trainer.reproducible)
     dtype = compute_dtype(trainer.precision, device)
-    model, parallel_model = _build_models(config, world)
-    optimizer = _build_optimizer(config, model)
     order = EpochOrder(len(splits.train), trainer.global_batch_size)
     _check_batches(trainer, world, order)
+    model, parallel_model = _build_models(config, world, order)
+    optimizer = _build_optimizer(config, model)
     total_steps = trainer.epochs * len(order)
     scaler, progress = gradient_scaler(device, dtype), Progress()
     state = TrainingState(
@@ -69,28 +71,31 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     return state
 
 
-def _build_models(config: Config, world: World) -> tuple[nn.Module, nn.Module]:
+def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.Module, nn.Module]:
     """Return the bare network, on the device, and the one that training runs."""
     trainer = config.trainer
     seed_device(world.device, keyed_seed(config.seed, "weights"))
     model = build_model(config)
-    _set_cpu_threads(config, world, model)
+    trial = try_out(model, config.data.image_shape)
+    if _meets_one_image(trainer, world, order):
+        _check_one_image(config, model, world)
+    _set_cpu_threads(trainer, world, trial)
     if trainer.reproducible:  # sums the gradients by itself, in `step_in_shards`
         # As DDP would, in case the network draws its weights from another source than the seed.
         model.load_state_dict(broadcast_object(world, model.state_dict()))
         model = model.to(world.device)
         return model, model
     model = model.to(world.device)
-    return model, parallelize(_compiled(model, world) if trainer.compile else model, world, trainer)
+    trained = _compiled(model, world) if trainer.compile else model
+    return model, parallelize(trained, world, trainer, comes_and_goes=bool(trial.unused))
 
 
-def _set_cpu_threads(config: Config, world: World, model: nn.Module) -> None:
+def _set_cpu_threads(trainer: TrainerConfig, world: World, trial: Trial) -> None:
     """Choose the threads of this process by the work of one of its forward passes."""
-    trainer = config.trainer
     if world.device.type != "cpu" or trainer.reproducible:
         return
     samples = trainer.micro_batch_size or trainer.global_batch_size / world.size
-    work = samples * multiply_adds(model, config.data.image_shape)
+    work = samples * trial.multiply_adds
     torch.set_num_threads(trainer.cpu_threads or choose_threads(world.local_size, work))
 
 
@@ -113,6 +118,12 @@ def _build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         trusted_modules=config.trusted_modules,
     )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputError(
+            f"optimizer._target_={config.optimizer['_target_']} computes each step's loss several "
+            f"times, which the loop does not do: choose another one, such as optimizer=adam."
+        )
     return optimizer
 
 
@@ -130,6 +141,27 @@ def _check_batches(trainer: TrainerConfig, world: World, order: EpochOrder) -> N
             f"trainer.global_batch_size={trainer.global_batch_size} leaves a last batch of "
             f"{smallest} for {world.size} processes, which trainer.sync_batch_norm=true does not "
             f"support: change the batch size."
+        )
+
+
+def _meets_one_image(trainer: TrainerConfig, world: World, order: EpochOrder) -> bool:
+    """Whether some forward pass of an epoch is over a single image."""
+    parts = SHARDS if trainer.reproducible else world.size
+    for batch in {0, len(order) - 1}:
+        size = order.batch_size(batch)
+        for share in {size // parts, -(-size // parts)}:
+            piece = trainer.micro_batch_size or share
+            if share and 1 in (min(piece, share), share % piece):
+                return True
+    return False
+
+
+def _check_one_image(config: Config, model: nn.Module, world: World) -> None:
+    if not trains_on_one_image(model, config.data.image_shape):
+        raise InputError(
+            f"trainer.global_batch_size={config.trainer.global_batch_size} leaves a process "
+            f"(of {world.size}) a single image in some step, and batch norm in this model has no "
+            f"statistics of one value: change it, trainer.micro_batch_size or data.validation_size."
         )
 
 

@@ -18,6 +18,7 @@ from dist_mnist.config.schema import Config, plain_config
 from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed import signals, watchdog
 from dist_mnist.distributed.agreement import require_same
+from dist_mnist.distributed.gradients import explaining_unused
 from dist_mnist.distributed.session import session
 from dist_mnist.distributed.stopping import ending_together
 from dist_mnist.distributed.watchdog import Phase
@@ -130,7 +131,8 @@ def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
     elif state.progress.step:
         logger.info("continuing after step %d of %d", state.progress.step, state.last_step)
     try:
-        fit(state, recorder)
+        with explaining_unused(state.model):
+            fit(state, recorder)
     except signals.Stopped as stop:
         logger.info(
             "stopped by %s after step %d: start again with %s to continue",

@@ -8,7 +8,8 @@ import torch
 
 from dist_mnist.distributed import cpu_threads
 from dist_mnist.distributed.cpu_threads import WORK_PER_THREAD, choose_threads, usable_cores
-from dist_mnist.models.build import build_model, multiply_adds
+from dist_mnist.models.build import build_model
+from dist_mnist.models.trial import try_out
 from tests.support.configs import make_config
 from tests.support.runs import run_once
 
@@ -72,12 +73,13 @@ def test_quota(
 def test_work_of_networks() -> None:
     config = make_config("model=mlp", "model.hidden_sizes=[64,64,64]")
     weights = 784 * 64 + 2 * 64 * 64 + 64 * 10
-    found = multiply_adds(build_model(config), config.data.image_shape)
+    found = try_out(build_model(config), config.data.image_shape).multiply_adds
     assert weights <= found <= weights + 3 * 64 + 10  # biases at most
     config = make_config("model=cnn")
     convolutions = 24**2 * 16 * 25 + 10**2 * 32 * 16 * 9 + 3**2 * 64 * 32 * 9
     linear = 3**2 * 64 * 10
-    assert multiply_adds(build_model(config), config.data.image_shape) == convolutions + linear
+    found = try_out(build_model(config), config.data.image_shape).multiply_adds
+    assert found == convolutions + linear
 
 
 def test_continued_run_keeps_its_threads(small_root: Path, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from dist_mnist.models.networks import MLP
 
@@ -57,7 +59,7 @@ class Recording(MLP):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map float images (B, C, H, W) to logits (B, num_classes)."""
-        if self.training:
+        if self.training and images.any():  # not when it is tried out
             pixels = (images[:, 0, 0, :2] * 255).round().long().tolist()
             with self.file.open("a") as file:
                 file.write("".join(f"{256 * high + low}\n" for high, low in pixels))
@@ -76,3 +78,55 @@ class Slow(MLP):
         if self.training:
             time.sleep(self.seconds)
         return super().forward(images)
+
+
+class TutorialCNN(nn.Module):
+    """Two convolutions and `view`, as in PyTorch's classic tutorials."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5)
+        self.head = nn.Linear(320, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map float images (B, 1, 28, 28) to logits (B, 10)."""
+        x = F.relu(F.max_pool2d(self.conv1(images), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        return self.head(x.view(-1, 320))  # type: ignore[no-any-return]
+
+
+class Odd(nn.Module):
+    """A linear network with something odd about it.
+
+    Args:
+        how: "tuple" (answers two tensors), "sparse" or "complex" (gradients), "unused" (a layer),
+            "skips" (a layer in every other step) or "norm" (over the features of a batch).
+    """
+
+    def __init__(self, how: str, **_: Any) -> None:
+        super().__init__()
+        self.how, self.steps = how, 0
+        self.head = nn.Linear(784, 10)
+        if how == "sparse":
+            self.table = nn.Embedding(4, 10, sparse=True)
+        elif how == "complex":
+            self.phase = nn.Parameter(torch.ones(10, dtype=torch.complex64))
+        elif how in ("unused", "skips"):
+            self.extra = nn.Linear(784, 10)
+        elif how == "norm":
+            self.norm = nn.BatchNorm1d(10)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Map float images (B, 1, 28, 28) to logits (B, 10), or what is odd."""
+        flat = images.flatten(1)
+        logits = self.head(flat)
+        self.steps += self.training
+        if self.how == "sparse":
+            logits = logits + self.table(torch.zeros(len(images), dtype=torch.int64))
+        elif self.how == "complex":
+            logits = logits + self.phase.abs()
+        elif self.how == "skips" and self.steps % 2:
+            logits = logits + self.extra(flat)
+        elif self.how == "norm":
+            logits = self.norm(logits)
+        return (logits, logits) if self.how == "tuple" else logits

@@ -1,0 +1,83 @@
+"""Networks of one's own: what works, and what is refused before training."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_mnist.config.errors import InputError
+from dist_mnist.models.build import build_model
+from dist_mnist.models.trial import try_out
+from tests.support.configs import make_config
+from tests.support.processes import run_ranks
+from tests.support.runs import run_once
+
+SGD_ALONE = ("momentum", "nesterov", "weight_decay", "fused")
+LBFGS = ("optimizer._target_=torch.optim.LBFGS", *(f"~optimizer.{key}" for key in SGD_ALONE))
+
+
+@pytest.fixture
+def small(small_root: Path, tmp_path: Path) -> list[str]:
+    """Overrides of a small run with a network of the tests."""
+    return [
+        *("data=fashion_mnist", f"data.root={small_root}", "data.validation_size=50"),
+        *("trainer.global_batch_size=20", "trainer.epochs=1", "trainer.device=cpu"),
+        *(f"run_dir={tmp_path / 'run'}", "trusted_modules=[tests.support.networks]", "model=mlp"),
+    ]
+
+
+def odd(how: str) -> list[str]:
+    return ["model._target_=tests.support.networks.Odd", f"+model.how={how}"]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_tutorial_cnn_trains(size: int, small: list[str]) -> None:
+    run_ranks(size, run_once, [*small, "model._target_=tests.support.networks.TutorialCNN"])
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("tuple", "model returns a tuple: it must return one tensor"),
+        ("sparse", r"model\.table\.weight has sparse gradients"),
+        ("complex", r"model\.phase has complex gradients"),
+    ],
+)
+def test_refused_before_training(how: str, told: str, small: list[str]) -> None:
+    with pytest.raises(InputError, match=told):
+        run_once([*small, *odd(how)])
+
+
+def test_lbfgs_is_refused(small: list[str]) -> None:
+    with pytest.raises(InputError, match="choose another one, such as optimizer=adam"):
+        run_once([*small, *odd("plain"), "optimizer=sgd", *LBFGS])
+
+
+def test_unused_layer_trains(small: list[str]) -> None:
+    run_ranks(2, run_once, [*small, *odd("unused")])
+
+
+def test_layer_that_comes_and_goes(small: list[str]) -> None:
+    with pytest.raises(InputError, match=r"trainer\.find_unused_parameters=true"):
+        run_ranks(2, run_once, [*small, *odd("skips"), "trainer.find_unused_parameters=false"])
+    run_ranks(2, run_once, [*small, *odd("skips"), "trainer.find_unused_parameters=true"])
+
+
+def test_batch_norm_of_one_image(small: list[str]) -> None:
+    # 153 samples in batches of 19: the last batch is one sample.
+    for overrides in (["trainer.global_batch_size=19"], ["trainer.micro_batch_size=19"]):
+        with pytest.raises(InputError, match="batch norm in this model has no statistics"):
+            run_once([*small, *odd("norm"), *overrides])
+    run_once([*small, *odd("plain"), "trainer.global_batch_size=19"])
+
+
+def test_trial_leaves_no_trace() -> None:
+    config = make_config("model=cnn")
+    model = build_model(config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    try_out(model, config.data.image_shape)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.training
