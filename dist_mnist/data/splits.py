@@ -101,10 +101,8 @@ def load_part(
             f"`targets` with its images and labels as arrays: use a data set that has them."
         )
     try:
-        images = torch.as_tensor(source.data)
-        images = images.unsqueeze(1) if images.ndim == 3 else images.movedim(-1, 1)
+        images = _channels_first(torch.as_tensor(source.data), config.image_shape)
         labels = torch.as_tensor(source.targets)
-        labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST has a table of columns
     except Exception as error:
         raise InputError(
             f"{config.name} has images or labels that are not arrays: {one_line(error)[:300]}."
@@ -119,19 +117,35 @@ def load_part(
     return ImageTensors(images.contiguous(), labels.long().contiguous()), classes
 
 
+def _channels_first(images: torch.Tensor, image_shape: list[int]) -> torch.Tensor:
+    """Return images of shape (N, C, H, W), which may come as (N, H, W) or (N, H, W, C) too."""
+    if images.ndim == 3:
+        return images.unsqueeze(1)
+    if images.ndim == 4 and list(images.shape[1:]) != image_shape:
+        last_to_first = images.movedim(-1, 1)
+        return last_to_first if list(last_to_first.shape[1:]) == image_shape else images
+    return images
+
+
 def _check_images_and_labels(
     config: DataConfig, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
     shape = list(images.shape[1:])
-    if images.dtype != torch.uint8 or shape != config.image_shape:
+    if shape != config.image_shape:
         raise InputError(
-            f"data.image_shape={config.image_shape} does not fit {config.name}: "
-            f"its images are {images.dtype} of shape {shape}, and must be torch.uint8."
+            f"data.image_shape={config.image_shape} (channels, height, width) does not fit "
+            f"{config.name}: its images are of shape {shape}; set data.image_shape to what they "
+            f"are, or give them as (N, C, H, W), (N, H, W, C) or (N, H, W)."
+        )
+    if images.dtype != torch.uint8:
+        raise InputError(
+            f"{config.name} has images of {images.dtype}: give torch.uint8, from 0 to 255."
         )
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        hint = "; they look one-hot, so give targets.argmax(1)" if _look_one_hot(labels) else ""
         raise InputError(
             f"{config.name} has labels of {labels.dtype} and shape {list(labels.shape)}: "
-            f"give one integer for each image."
+            f"give one integer for each image{hint}."
         )
     if len(images) != len(labels) or len(labels) == 0:
         raise InputError(f"{config.name} has {len(images)} images and {len(labels)} labels.")
@@ -141,6 +155,13 @@ def _check_images_and_labels(
             f"data.num_classes={config.num_classes} does not fit {config.name}: "
             f"its labels go from {low} to {high}."
         )
+
+
+def _look_one_hot(labels: torch.Tensor) -> bool:
+    if labels.ndim != 2 or labels.shape[1] < 2:
+        return False
+    ones, zeros = (labels == 1).sum(1), (labels == 0).sum(1)
+    return bool((ones == 1).all() and (zeros == labels.shape[1] - 1).all())
 
 
 def stratified_choice(labels: torch.Tensor, size: int, seed: int) -> torch.Tensor:

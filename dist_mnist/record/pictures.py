@@ -1,7 +1,10 @@
 """The pictures of a run, drawn from its journal and from its predictions on the test set."""
 
 import io
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,37 @@ if TYPE_CHECKING:
 
 DPI = 100
 TRAIN_COLOR, VALIDATION_COLOR = "#3b6fb6", "#d1682b"
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Use matplotlib's defaults, whatever the user's settings, and write dollars as they are."""
+    _import_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False
+        yield
+
+
+def _import_matplotlib() -> None:
+    """Import it even if MPLBACKEND names a backend that is not installed here.
+
+    A program that a notebook starts inherits the notebook's backend, and matplotlib would refuse to
+    be imported. It only matters to who opens windows, so the setting is handed over if it can be.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", "")
+    try:
+        import matplotlib
+    finally:
+        if backend:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
 
 
 @dataclass(frozen=True)
@@ -58,6 +92,7 @@ def draw_all(
     ]
 
 
+@_own_settings()
 def draw_curves(run_dir: Path) -> Path:
     """Draw loss and accuracy over the steps, train against validation; return the PNG's path."""
     lines = read_journal(run_dir / "metrics.jsonl")
@@ -94,6 +129,7 @@ def _draw_metric(axes: "Axes", lines: Sequence[dict[str, Any]], metric: str) -> 
     axes.legend(frameon=False, fontsize=8)
 
 
+@_own_settings()
 def draw_confusion(run_dir: Path, confusion: torch.Tensor, classes: Sequence[str]) -> Path:
     """Draw how often each class was taken for each; return the PNG's path.
 
@@ -120,6 +156,7 @@ def draw_confusion(run_dir: Path, confusion: torch.Tensor, classes: Sequence[str
     return _save(figure, run_dir, "confusion_matrix")
 
 
+@_own_settings()
 def draw_mistakes(
     run_dir: Path, mistakes: Sequence[Mistake], images: torch.Tensor, classes: Sequence[str]
 ) -> Path:
@@ -156,15 +193,18 @@ def draw_mistakes(
 
 def _figure(width: float, height: float) -> "Figure":
     """Return a figure in inches, made without pyplot, which keeps global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=DPI)
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _save(figure: "Figure", run_dir: Path, name: str) -> Path:
     path = run_dir / "plots" / f"{name}.png"
     picture = io.BytesIO()
-    figure.savefig(picture)
+    figure.savefig(picture, format="png")
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:

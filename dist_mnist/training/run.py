@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dist_mnist.config import __version__
-from dist_mnist.config.errors import InputError
+from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, plain_config
 from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed import signals, watchdog
@@ -183,11 +183,18 @@ def _test_line(state: TrainingState, test: Evaluation, seconds: float) -> dict[s
 
 
 def _draw(state: TrainingState, test: Evaluation, run_dir: Path) -> Media:
-    """Draw the pictures of the run; return them, and a table of mistakes, for wandb."""
+    """Draw the pictures of the run; return them, and a table of mistakes, for wandb.
+
+    The work is done by now, so a run that cannot have its pictures ends well without them.
+    """
     classes, images = state.splits.classes, state.splits.test.images.cpu()
     mistakes = test.worst_mistakes(MISTAKES_SHOWN)
     confusion = test.confusion(len(classes))
-    drawn = pictures.draw_all(run_dir, confusion, mistakes, images, classes)
+    try:
+        drawn = pictures.draw_all(run_dir, confusion, mistakes, images, classes)
+    except Exception as error:
+        drawn = []
+        logger.warning("the run is complete, but without its pictures: %s", one_line(error)[:300])
     rows = [
         [images[m.index, 0], classes[m.label], classes[m.prediction], m.confidence]
         for m in mistakes
