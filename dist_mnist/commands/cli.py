@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dist_mnist.config.compose import conf_folder, hydra_sentence, register_schema
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.distributed import signals
+from dist_mnist.distributed.launcher import LaunchError
 
 SUCCEEDED = 0
 FAILED = 1
@@ -93,6 +94,9 @@ def _report(error: Exception) -> int:
     # torchrun may have told this process to end before it noticed that another one is gone.
     if lost_contact and signals.requested():
         return signals.STOPPED
+    if isinstance(error, LaunchError) and error.rank != 0:
+        signals.wait(PATIENCE_SECONDS)  # ending first, mpirun would end the one that reports it
+        return FAILED
     if (rank != 0 or lost_contact) and signals.wait(PATIENCE_SECONDS):
         return signals.STOPPED
     speaker = f"[rank {rank}] " if "RANK" in os.environ else ""
