@@ -14,6 +14,9 @@ from dist_mnist.distributed import signals
 
 REQUEUE_SECONDS = 60.0  # how long rank 0 may take to send the job back to the queue
 
+# What torchrun sets.
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 # Launchers that tell their processes a rank and a size, but not where to meet. SLURM_NTASKS will
 # not do: in a batch script and in salloc it is the number of tasks that srun would start.
 BARE_LAUNCHERS = {
@@ -79,6 +82,22 @@ def place() -> Place:
     if found.local_size > found.size:
         raise _wrong(f"WORLD_SIZE={found.size} is below LOCAL_WORLD_SIZE", found)
     return found
+
+
+def meeting_place() -> tuple[str, int]:
+    """Return the address and the port where several processes meet.
+
+    Raises:
+        InputError: They are missing, or cannot be used.
+    """
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not _is_set(name):
+            raise _wrong(f"{name} is not set, so the processes cannot meet")
+    port = _number("MASTER_PORT", 0)
+    if not 0 < port < 2**16:
+        raise _wrong(f"MASTER_PORT={port} is no port from 1 to 65535")
+    address = os.environ["MASTER_ADDR"].strip()
+    return address.removeprefix("[").removesuffix("]"), port  # an IPv6 address as in a URL
 
 
 def _wrong(sentence: str, found: Place | None = None) -> InputError:
@@ -190,6 +209,8 @@ def cluster_job() -> Iterator[None]:
     """
     from submitit.helpers import TorchDistributedEnvironment
 
+    for name in VARIABLES:
+        os.environ.pop(name, None)  # left over from where the job was submitted
     environment = TorchDistributedEnvironment()
     # The first node by its address: its own name may point to loopback.
     environment.master_addr = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", environment.master_addr)
@@ -204,6 +225,4 @@ def cluster_job() -> Iterator[None]:
         if signals.requested() in (name, None) and callable(requeue):
             requeue(signal.Signals[name], None)  # ends this process, if it is rank 0
             signals.wait(REQUEUE_SECONDS)  # ending earlier might take rank 0 along
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(signals.STOPPED)
+        signals.end(signals.STOPPED)
