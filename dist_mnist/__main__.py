@@ -19,6 +19,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the command line names; a signal gives the exit status STOPPED."""
+    _open_closed_streams()
     try:
         signals.install()
         cpu_threads.wait_briefly()  # before torch is loaded
@@ -29,14 +30,25 @@ def main() -> None:
 
         fail(error)
     except signals.Stopped as stop:
-        if os.environ.get("RANK", "0") == "0" and not isinstance(stop, signals.AgreedStop):
+        if (os.environ.get("RANK") or "0") == "0" and not isinstance(stop, signals.AgreedStop):
             print(
                 f"stopped early by {stop}: start again with the same run_dir to continue",
                 file=sys.stderr,
             )
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(signals.STOPPED)  # at once, whatever the other ranks do
+        signals.end(signals.STOPPED)
+
+
+def _open_closed_streams() -> None:
+    """Let streams that were closed (`>&-`) lead nowhere.
+
+    Otherwise the first files that are opened get their numbers, and what a library or another
+    program prints ends in these files.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest one that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode))  # noqa: PTH123, SIM115
 
 
 def _take_command(arguments: list[str]) -> str:

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dist_mnist.config.compose import conf_folder, hydra_sentence, register_schema
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.distributed import launcher, signals
+from dist_mnist.distributed.launcher import LaunchError
 
 SUCCEEDED = 0
 FAILED = 1
@@ -96,9 +97,7 @@ def _end(status: int) -> NoReturn:
     if "RANK" in os.environ:
         # torchrun must see it at once. A normal exit could wait for ranks that are gone, or be
         # aborted by a thread of the process group that outlives the interpreter.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        signals.end(status)
     sys.exit(status)
 
 
@@ -112,15 +111,18 @@ def _report(error: Exception) -> int:
     Returns:
         The exit status.
     """
-    rank = int(os.environ.get("RANK", 0))
+    rank = os.environ.get("RANK", "").strip()  # whatever it is: that may be the error
     session = sys.modules.get("dist_mnist.distributed.session")  # not imported before the work
     lost_contact = session is not None and session.is_lost_contact(error)
     # torchrun may have told this process to end before it noticed that another one is gone.
     if lost_contact and signals.requested():
         return signals.STOPPED
-    if (rank != 0 or lost_contact) and signals.wait(PATIENCE_SECONDS):
+    if isinstance(error, LaunchError) and error.rank != 0:
+        signals.wait(PATIENCE_SECONDS)  # ending first, mpirun would end the one that reports it
+        return FAILED
+    if (rank not in ("", "0") or lost_contact) and signals.wait(PATIENCE_SECONDS):
         return signals.STOPPED
-    speaker = f"[rank {rank}] " if "RANK" in os.environ else ""
+    speaker = f"[rank {rank}] " if rank else ""
     print(speaker + _message(error, lost_contact), file=sys.stderr)
     if session is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         # A mistake in the command line will not go away: torchrun need not start us again.

@@ -146,10 +146,10 @@ class TrackingConfig:
     """Where and under what name wandb keeps the run."""
 
     mode: TrackingMode
-    project: str
-    entity: str | None
-    name: str | None  # null: the run directory's name
-    tags: list[str]
+    project: str | None  # null: WANDB_PROJECT, or dist_mnist
+    entity: str | None  # null: WANDB_ENTITY, or the key's own
+    name: str | None  # null: WANDB_NAME, or the run directory's name
+    tags: list[str] | None  # null: WANDB_TAGS, or none
 
 
 @dataclass

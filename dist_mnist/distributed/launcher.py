@@ -2,14 +2,161 @@
 
 import hashlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
+from dist_mnist.config.errors import InputError
 from dist_mnist.distributed import signals
 
 REQUEUE_SECONDS = 60.0  # how long rank 0 may take to send the job back to the queue
+
+# What torchrun sets.
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# Launchers that tell their processes a rank and a size, but not where to meet. SLURM_NTASKS will
+# not do: in a batch script and in salloc it is the number of tasks that srun would start.
+BARE_LAUNCHERS = {
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "mpiexec": ("PMI_RANK", "PMI_SIZE"),
+}
+# What limits the accelerators that a process sees.
+DEVICES_SHOWN = (
+    *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+    "ZE_AFFINITY_MASK",
+)
+WHAT_TO_TYPE = {
+    "srun": "`sbatch launch/slurm.sh`, or on one node `srun --ntasks=1 {torchrun}`",
+    "mpirun": "`{torchrun}`, or on several machines launch/multi_node.sh",
+    "mpiexec": "`{torchrun}`, or on several machines launch/multi_node.sh",
+}
+
+
+class LaunchError(InputError):
+    """A mistake that all processes of a launch share, so that the first one alone reports it.
+
+    Args:
+        message: The sentence.
+        rank: This process among those that were launched.
+    """
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class Place(NamedTuple):
+    """The place of this process among all, as in `World`."""
+
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+
+
+def place() -> Place:
+    """Return this process's place among all; it is alone if no launcher says otherwise.
+
+    Raises:
+        InputError: What the launcher says is no place.
+        LaunchError: The launcher started several processes and says only that.
+    """
+    if not _is_set("RANK") and not _is_set("WORLD_SIZE"):
+        _refuse_bare_launcher()
+    found = Place(
+        rank=_number("RANK", 0),
+        local_rank=_number("LOCAL_RANK", 0),
+        size=_number("WORLD_SIZE", 1),
+        local_size=_number("LOCAL_WORLD_SIZE", 1),
+    )
+    if found.size > 1 and not _is_set("RANK"):
+        raise _wrong(f"WORLD_SIZE={found.size} without RANK does not say which process this is")
+    if found.rank >= found.size:
+        raise _wrong(f"RANK={found.rank} is not below WORLD_SIZE={found.size}")
+    if found.local_rank >= found.local_size:
+        raise _wrong(f"LOCAL_RANK={found.local_rank} is not below LOCAL_WORLD_SIZE", found)
+    if found.local_size > found.size:
+        raise _wrong(f"WORLD_SIZE={found.size} is below LOCAL_WORLD_SIZE", found)
+    return found
+
+
+def meeting_place() -> tuple[str, int]:
+    """Return the address and the port where several processes meet.
+
+    Raises:
+        InputError: They are missing, or cannot be used.
+    """
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not _is_set(name):
+            raise _wrong(f"{name} is not set, so the processes cannot meet")
+    port = _number("MASTER_PORT", 0)
+    if not 0 < port < 2**16:
+        raise _wrong(f"MASTER_PORT={port} is no port from 1 to 65535")
+    address = os.environ["MASTER_ADDR"].strip()
+    return address.removeprefix("[").removesuffix("]"), port  # an IPv6 address as in a URL
+
+
+def _wrong(sentence: str, found: Place | None = None) -> InputError:
+    if found:
+        sentence += f"={found.local_size}"
+        sentence += "" if _is_set("LOCAL_WORLD_SIZE") else " (it is not set)"
+    return InputError(f"{sentence}: start the processes with torchrun, which sets all of these.")
+
+
+def _is_set(name: str) -> bool:
+    return bool(os.environ.get(name, "").strip())
+
+
+def _number(name: str, default: int) -> int:
+    """Return the whole number in a variable; an empty variable counts as missing."""
+    if not _is_set(name):
+        return default
+    value = os.environ[name].strip()
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise _wrong(f"{name}={value} is not a whole number")
+    return int(value)
+
+
+def _count(name: str) -> int:
+    """Return the number in a variable that this package can do without; 0 if there is none."""
+    try:
+        return _number(name, 0)
+    except InputError:
+        return 0
+
+
+def _refuse_bare_launcher() -> None:
+    """Refuse to be one of several processes that would each do the whole work without a word.
+
+    A terminal is no sign of that: `srun --ntasks=4 --pty bash` shows the first of four shells.
+    """
+    sizes = {name: _count(size) for name, (_, size) in BARE_LAUNCHERS.items()}
+    name = max(sizes, key=lambda name: sizes[name])  # mpirun may use srun to get to the nodes
+    if sizes[name] < 2 or os.isatty(0):
+        return
+    torchrun = f"torchrun --standalone --nproc_per_node={sizes[name]} -m dist_mnist ..."
+    raise LaunchError(
+        f"{name} started {sizes[name]} processes, which would not train together: type "
+        f"{WHAT_TO_TYPE[name].format(torchrun=torchrun)}; or set WORLD_SIZE=1 if each of them "
+        "is to work alone.",
+        _count(BARE_LAUNCHERS[name][0]),
+    )
+
+
+def sees_own_device() -> bool:
+    """Whether the launcher shows this process one accelerator and other processes other ones.
+
+    So do `srun --gpus-per-task=1` and scripts around a process. torchrun's processes all see what
+    torchrun sees, so one device there is one for all of them.
+    """
+    shown = (os.environ.get(name, "").strip() for name in DEVICES_SHOWN)
+    return "TORCHELASTIC_RUN_ID" not in os.environ and any(
+        devices and "," not in devices for devices in shown
+    )
 
 
 def launch_id() -> str | None:
@@ -37,7 +184,7 @@ def is_restart() -> bool:
     machines have joined or left.
     """
     counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "JOBSET_RESTART_ATTEMPT")
-    return any(int(os.environ.get(name) or 0) > 0 for name in counts)
+    return any(_count(name) > 0 for name in counts)
 
 
 def _start_time(pid: int) -> str:
@@ -62,6 +209,8 @@ def cluster_job() -> Iterator[None]:
     """
     from submitit.helpers import TorchDistributedEnvironment
 
+    for name in VARIABLES:
+        os.environ.pop(name, None)  # left over from where the job was submitted
     environment = TorchDistributedEnvironment()
     # The first node by its address: its own name may point to loopback.
     environment.master_addr = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", environment.master_addr)
@@ -76,6 +225,4 @@ def cluster_job() -> Iterator[None]:
         if signals.requested() in (name, None) and callable(requeue):
             requeue(signal.Signals[name], None)  # ends this process, if it is rank 0
             signals.wait(REQUEUE_SECONDS)  # ending earlier might take rank 0 along
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(signals.STOPPED)
+        signals.end(signals.STOPPED)

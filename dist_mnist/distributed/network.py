@@ -1,9 +1,11 @@
 """Finds the address and the interface of this machine that lead to another machine."""
 
+import ipaddress
 import socket
 import struct
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 SIOCGIFADDR = 0x8915  # from <linux/sockios.h>: asks for the address of an interface
 
@@ -27,9 +29,11 @@ def own_address(peer: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """Return the name of the interface with an IPv4 address, or None if that is unknown."""
+    """Return the name of the interface with an address, or None if that is unknown."""
     if sys.platform != "linux":
         return None
+    if ":" in address:
+        return _interface_of_ipv6(address)
     import fcntl
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -39,4 +43,17 @@ def interface_of(address: str) -> str | None:
                 answer = fcntl.ioctl(probe, SIOCGIFADDR, request)
                 if socket.inet_ntoa(answer[20:24]) == address:
                     return name
+    return None
+
+
+def _interface_of_ipv6(address: str) -> str | None:
+    address, _, interface = address.partition("%")
+    if interface:
+        return interface
+    wanted = ipaddress.ip_address(address).packed.hex()
+    with suppress(OSError):  # a system without IPv6
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            found, *_, name = line.split()
+            if found == wanted:
+                return name
     return None

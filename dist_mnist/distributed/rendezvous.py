@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.distributed import network, signals, watchdog
-from dist_mnist.distributed.launcher import is_restart
+from dist_mnist.distributed.launcher import is_restart, meeting_place
 from dist_mnist.distributed.world import World
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def join_group(world: World, timeout_seconds: int) -> None:
         InputError: Other processes did not come, or cannot be reached.
     """
     signals.raise_if_stopped()
+    address, _ = meeting_place()
     if world.size > world.local_size:
         _choose_interface()
         _warn_of_shared_store(world)
@@ -54,10 +55,10 @@ def join_group(world: World, timeout_seconds: int) -> None:
             timeout=timedelta(seconds=timeout_seconds + GROUP_PATIENCE_SECONDS),
             device_id=None if world.device.type == "cpu" else world.device,
         )
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"rank {world.rank} cannot join the other processes at MASTER_ADDR="
-            f"{os.environ.get('MASTER_ADDR')}: {one_line(error)[:300]}."
+            f"rank {world.rank} cannot join the other processes at MASTER_ADDR={address}: "
+            f"{one_line(error)[:300].rstrip('.')}."
         ) from error
 
     def open_watchdog_store() -> Store:
@@ -69,8 +70,7 @@ def join_group(world: World, timeout_seconds: int) -> None:
 
 def _open_store(world: World, timeout_seconds: int) -> Store:
     return dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
+        *meeting_place(),
         is_master=world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
         timeout=timedelta(seconds=timeout_seconds),
         wait_for_workers=False,
@@ -84,7 +84,7 @@ def _choose_interface() -> None:
     By itself gloo looks up the machine's own name, which is 127.0.1.1 on Debian.
     """
     with suppress(OSError):  # connecting to the address will report it
-        interface = network.interface_of(network.own_address(os.environ["MASTER_ADDR"]))
+        interface = network.interface_of(network.own_address(meeting_place()[0]))
         if interface is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
@@ -146,5 +146,5 @@ def _missing_error(missing: list[int], size: int, timeout_seconds: int) -> Input
     ranks = "rank " + ", ".join(map(str, missing))
     return InputError(
         f"{ranks} of {size} did not join within trainer.timeout_seconds={timeout_seconds}: check "
-        f"its log, and that it can reach MASTER_ADDR={os.environ['MASTER_ADDR']}."
+        f"its log, and that it can reach MASTER_ADDR={meeting_place()[0]}."
     )

@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -10,7 +9,9 @@ import torch
 import torch.distributed as dist
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.distributed import launcher
 from dist_mnist.distributed.cpu_threads import choose_threads
+from dist_mnist.distributed.launcher import Place
 from dist_mnist.distributed.rendezvous import BACKENDS, join_group
 from dist_mnist.distributed.shared_memory import LostRankError
 from dist_mnist.distributed.world import World
@@ -52,23 +53,17 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
 
 
 def _world_from_environment(device: str) -> World:
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    return World(
-        rank=int(os.environ.get("RANK", 0)),
-        local_rank=local_rank,
-        size=size,
-        local_size=local_size,
-        device=_pick_device(device, local_rank, local_size, distributed=size > 1),
-    )
+    place = launcher.place()
+    return World(*place, device=_pick_device(device, place))
 
 
-def _pick_device(name: str, local_rank: int, local_size: int, distributed: bool) -> torch.device:
+def _pick_device(name: str, place: Place) -> torch.device:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     found = accelerator.type if accelerator else "cpu"
     count = torch.accelerator.device_count() if accelerator else 0
-    fits = count >= local_size and (found in BACKENDS or not distributed)
+    has_own = count == 1 and launcher.sees_own_device()
+    local_rank, local_size = (0, 1) if has_own else (place.local_rank, place.local_size)
+    fits = count >= local_size and (found in BACKENDS or place.size == 1)
     if name == "auto" and accelerator and not fits and local_rank == 0:
         logger.warning(
             "training on the CPU: %d processes do not fit on %d %s device(s); --nproc_per_node=%d "

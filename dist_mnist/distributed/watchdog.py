@@ -7,7 +7,6 @@ reports it, and all of them end.
 """
 
 import json
-import os
 import sys
 import threading
 import time
@@ -15,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import NamedTuple, Protocol
+
+from dist_mnist.distributed import signals
 
 ANSWER_SECONDS = 5.0  # a store that takes longer to answer counts as gone
 FAILED = 1
@@ -167,8 +168,7 @@ def _watch(
                 )
             else:
                 time.sleep(ANSWER_SECONDS)
-            sys.stdout.flush()
-            os._exit(FAILED)
+            signals.end(FAILED)
 
 
 def _diagnose(size: int, open_store: Callable[[], Store], pause: float) -> tuple[str, bool]:

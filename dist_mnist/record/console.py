@@ -23,6 +23,8 @@ def log_to_console(is_main: bool) -> None:
     logger.propagate = False
     handler = logging.StreamHandler(sys.stdout if is_main else sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    # A run can do without its console: a pipe that nobody reads any more, a full disk.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
     logger.handlers = [handler]
 
 

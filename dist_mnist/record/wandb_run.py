@@ -12,7 +12,6 @@ tell is told anew from the journal:
 import logging
 import os
 import re
-import secrets
 import shlex
 import shutil
 from collections.abc import Iterable, Sequence
@@ -22,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import TrackingConfig, TrackingMode
-from dist_mnist.record.files import write_atomically
+from dist_mnist.record import wandb_variables
 from dist_mnist.record.journal import Line
 from dist_mnist.record.tracker import NO_MEDIA, BackgroundTracker, Media, Table, Tracker
+from dist_mnist.record.wandb_variables import Resume
 
 if TYPE_CHECKING:
     import wandb
@@ -37,7 +37,6 @@ SERVER_TIMEOUT_SECONDS = 5.0  # how long a start looks for wandb's server
 UPLOAD_TIMEOUT_SECONDS = 8.0
 
 KINDS = ("step", "epoch", "test")  # of the lines of one step, in the journal's order
-WANDB_MODES = {"": "auto", "run": "online", "dryrun": "offline"}  # WANDB_MODE's other values
 
 
 class WandbRun(Tracker):
@@ -118,22 +117,27 @@ def start_tracking(
         lines: The journal so far.
 
     Raises:
-        InputError: WANDB_MODE is unknown to wandb; or, with tracking=online, there is no key or
-            wandb refuses a name. What wandb refuses later is raised by the tracker's next call.
+        InputError: WANDB_MODE or WANDB_RUN_ID cannot be used; or, with tracking=online, there is
+            no key or wandb refuses a name. What wandb refuses later is raised by the tracker's
+            next call.
     """
-    mode = _requested_mode(config.mode)
+    mode = wandb_variables.requested_mode(config.mode)
     if mode is TrackingMode.disabled:
         return Tracker()
-    run_id = _run_id(run_dir)
+    config = wandb_variables.complete(config)
+    resume = wandb_variables.resume_policy(run_dir)
+    run_id = wandb_variables.run_id(run_dir)
     # A silent server would delay the start, since wandb asks it for the user's name to greet, and
     # the end, since wandb sends it reports about itself.
     os.environ["WANDB_SILENT"] = "true"
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     if mode is TrackingMode.online:
-        _check(config, run_dir, run_id)
+        _check(config, run_dir, run_id, resume)
 
     def start() -> Tracker:
-        tracker = WandbRun(_begin(mode, config, run_dir, run_id, run_config))
+        run = _begin(mode, config, run_dir, run_id, resume, run_config)
+        wandb_variables.write_run_id(run_dir, run.id)  # a sweep has its own
+        tracker = WandbRun(run)
         for line in lines:
             tracker.log(line)
         return tracker
@@ -141,12 +145,12 @@ def start_tracking(
     return BackgroundTracker(start, _let_go)
 
 
-def _check(config: TrackingConfig, run_dir: Path, run_id: str) -> None:
+def _check(config: TrackingConfig, run_dir: Path, run_id: str, resume: Resume) -> None:
     """Raise an `InputError` for the mistakes that show without a server."""
     import wandb
 
     try:
-        _settings("online", config, run_dir, run_id)
+        _settings("online", config, run_dir, run_id, resume)
         if not _has_key():
             raise wandb.errors.UsageError("there is no key")
     except (wandb.errors.Error, ValueError) as error:
@@ -161,7 +165,11 @@ def _has_key() -> bool:
 
 
 def _settings(
-    mode: Literal["online", "offline"], config: TrackingConfig, run_dir: Path, run_id: str
+    mode: Literal["online", "offline"],
+    config: TrackingConfig,
+    run_dir: Path,
+    run_id: str,
+    resume: Resume,
 ) -> "wandb.Settings":
     import wandb
 
@@ -170,10 +178,10 @@ def _settings(
         project=config.project,
         entity=config.entity,
         run_name=config.name or run_dir.resolve().name,
-        run_tags=tuple(config.tags),
-        root_dir=str(run_dir),
+        run_tags=tuple(config.tags or ()),
+        root_dir=str(wandb_variables.folder(run_dir)),
         run_id=run_id,
-        resume="allow" if mode == "online" else "never",
+        resume=resume if mode == "online" else "never",
         console="off",
         silent=True,
         reinit="create_new",  # not the run of an earlier job of a sweep
@@ -188,16 +196,19 @@ def _begin(
     config: TrackingConfig,
     run_dir: Path,
     run_id: str,
+    resume: Resume,
     run_config: dict[str, Any],
 ) -> "wandb.Run":
     """Return a run that wandb has begun: online if wanted and possible, else offline."""
     import wandb
 
     def begin(mode: Literal["online", "offline"]) -> wandb.Run:
-        return wandb.init(settings=_settings(mode, config, run_dir, run_id), config=run_config)
+        return wandb.init(
+            settings=_settings(mode, config, run_dir, run_id, resume), config=run_config
+        )
 
-    folder, run = run_dir / "wandb", None
-    earlier = set(folder.glob(f"run-*-{run_id}*"))
+    folder, run = wandb_variables.folder(run_dir) / "wandb", None
+    earlier = _folders(folder, "run", run_id)
     mistakes = (wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError)
     try:
         if mode is TrackingMode.online or (mode is TrackingMode.auto and _has_key()):
@@ -211,8 +222,8 @@ def _begin(
             *(one_line(error)[:300], _sync_command(folder)),
         )
         _let_go()  # wandb would keep the id for the run that has not begun
-        _delete(set(folder.glob(f"run-*-{run_id}*")) - earlier)
-    _delete(set(folder.glob(f"offline-run-*-{run_id}*")))
+        _delete(_folders(folder, "run", run_id) - earlier)
+    _delete(_folders(folder, "offline-run", run_id))
     try:
         return run or begin("offline")
     except mistakes as error:
@@ -231,6 +242,16 @@ def _sync_command(folder: Path) -> str:
     return f"wandb sync {shlex.quote(str(folder))}/offline-run-*"
 
 
+def _folders(parent: Path, kind: str, run_id: str) -> set[Path]:
+    """Return wandb's folders of one run; with WANDB_DIR, those of other runs are beside them."""
+    return {
+        path
+        for path in parent.glob(f"{kind}-*-{run_id}*")
+        if re.fullmatch(rf"{kind}-\d+_\d+-{re.escape(run_id)}", path.name)
+        or (path / f"run-{run_id}.wandb").exists()
+    }
+
+
 def _delete(folders: Iterable[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -242,28 +263,3 @@ def _let_go() -> None:
 
     with suppress(Exception, SystemExit):  # it complains about a service that is gone
         wandb.teardown()
-
-
-def _requested_mode(mode: TrackingMode) -> TrackingMode:
-    """Return the mode that the config asks for; WANDB_MODE decides if the config leaves it open."""
-    if mode is not TrackingMode.auto:
-        return mode
-    chosen = os.environ.get("WANDB_MODE", "")
-    try:
-        return TrackingMode(WANDB_MODES.get(chosen, chosen))
-    except ValueError:
-        raise InputError(f"WANDB_MODE={chosen} is none of online, offline and disabled.") from None
-
-
-def _run_id(run_dir: Path) -> str:
-    """Return the directory's wandb id, written down before wandb hears of it."""
-    path = run_dir / "wandb_run_id"
-    with suppress(FileNotFoundError):
-        run_id = path.read_text(encoding="utf-8", errors="replace").strip()
-        if re.fullmatch(r"[\w-]{1,64}", run_id, re.ASCII):
-            return run_id
-    # A damaged one is still in the names of wandb's own files.
-    known = {file.stem.removeprefix("run-") for file in run_dir.glob("wandb/*run-*/run-*.wandb")}
-    run_id = known.pop() if len(known) == 1 else secrets.token_hex(4)
-    write_atomically(path, run_id.encode())
-    return run_id

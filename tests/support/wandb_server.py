@@ -15,6 +15,7 @@ class WandbServer(ThreadingHTTPServer):
 
     Attributes:
         rows: By run, its history in the order in which it arrived.
+        projects: By run, in which project it is.
         answers: Whoever asks is kept waiting while this is not set.
     """
 
@@ -24,6 +25,7 @@ class WandbServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.rows: dict[str, dict[int, dict[str, Any]]] = {}
+        self.projects: dict[str, str] = {}
         self.answers = threading.Event()
         self.answers.set()
 
@@ -45,6 +47,7 @@ class WandbServer(ThreadingHTTPServer):
         if name == "UpsertBucket":
             run = variables["name"]
             self.rows.setdefault(run, {})
+            self.projects.setdefault(run, variables["project"])
             bucket = {"id": run, "name": run, "displayName": run, "project": project}
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         if name == "RunResumeStatus":

@@ -1,0 +1,114 @@
+"""What launchers leave in the environment, and what a process makes of it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_mnist.config.errors import InputError
+from dist_mnist.distributed.session import session
+
+BARE = {
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "mpiexec": ("PMI_RANK", "PMI_SIZE"),
+}
+RANK_1_OF_4 = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set what a launcher would set, and no terminal."""
+
+    def set_variables(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    monkeypatch.setattr("os.isatty", lambda _: False)
+    return set_variables
+
+
+def device() -> torch.device:
+    with session("auto", 10) as world:
+        return world.device
+
+
+@pytest.mark.parametrize("launcher", BARE)
+def test_bare_launcher_is_refused_once(launcher: str, tmp_path: Path) -> None:
+    rank, size = BARE[launcher]
+    command = f"for {rank} in 0 1; do export {rank}; '{sys.executable}' -m dist_mnist & done; wait"
+    refused = subprocess.run(
+        ["bash", "-c", f"export {size}=2; {command}"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert refused.stdout == ""
+    assert refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith(f"error: {launcher} started 2 processes, which would not")
+    assert "--nproc_per_node=2 -m dist_mnist" in refused.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},  # srun -n 1
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},  # a batch script
+        {"SLURM_NTASKS": "4"},  # salloc
+        {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "1"},  # on purpose
+        {"PMI_RANK": "x", "PMI_SIZE": "many"},
+    ],
+)
+def test_one_process_of_a_launcher_works(
+    launched: Callable[..., None], variables: dict[str, str]
+) -> None:
+    launched(**variables)
+    with session("cpu", 10) as world:
+        assert (world.rank, world.size) == (0, 1)
+
+
+def test_shell_of_several_tasks_works(
+    launched: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched(SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="4")
+    monkeypatch.setattr("os.isatty", lambda _: True)  # srun --ntasks=4 --pty bash
+    with session("cpu", 10) as world:
+        assert world.size == 1
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that this process sees one GPU, and that the other processes have come."""
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: gpu)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    monkeypatch.setattr("torch.accelerator.set_device_index", lambda _: None)
+    monkeypatch.setattr("dist_mnist.distributed.session.join_group", lambda *_: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+
+
+@pytest.mark.parametrize("shown", ["0", "3", "GPU-8c1f"])
+def test_process_that_sees_its_own_gpu_takes_it(
+    launched: Callable[..., None], one_gpu: None, shown: str
+) -> None:
+    launched(**RANK_1_OF_4, CUDA_VISIBLE_DEVICES=shown)
+    assert device() == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"CUDA_VISIBLE_DEVICES": "0", "TORCHELASTIC_RUN_ID": "none"}]
+)
+def test_one_gpu_for_all_is_not_shared(
+    launched: Callable[..., None], one_gpu: None, variables: dict[str, str]
+) -> None:
+    launched(**RANK_1_OF_4, **variables)
+    assert device() == torch.device("cpu")
+    with pytest.raises(InputError, match="this machine has 1 for 4"), session("cuda", 10):
+        pass
