@@ -1,6 +1,8 @@
 """Finds the files of a data set, or downloads them once, however many processes ask."""
 
 import errno
+import inspect
+import pkgutil
 import shutil
 import socket
 import tempfile
@@ -15,9 +17,10 @@ from torch.utils.data import Dataset
 from dist_mnist.config.errors import BuildError, InputError, one_line
 from dist_mnist.config.schema import DataConfig
 from dist_mnist.config.targets import instantiate
+from dist_mnist.data.idx import unpack_idx_files
 from dist_mnist.record.files import FULL_DISK, cannot_write
 
-ARCHIVES = (".gz", ".xz", ".zip")
+ARCHIVES = (".gz", ".xz", ".bz2", ".zip", ".tar", ".tgz")
 DOWNLOAD_TIMEOUT_SECONDS = 30  # otherwise a network that drops packets would hang for minutes
 
 
@@ -25,7 +28,8 @@ def open_dataset(config: DataConfig, train: bool, trusted_modules: Sequence[str]
     """Build the data set object that `config.dataset` names; download its files if necessary.
 
     Files are downloaded to a temporary folder and then moved into place, so that a process that
-    reads without the lock finds a whole file or none. Archives in the folder are used.
+    reads without the lock finds a whole file or none. Whatever is downloaded is kept. Archives in
+    the folder are used; those of MNIST's family may be packed anew, and lie in the folder itself.
 
     Returns:
         The data set, with the attributes `data` and `targets`.
@@ -53,12 +57,22 @@ def open_dataset(config: DataConfig, train: bool, trusted_modules: Sequence[str]
         if isinstance(error.__cause__, TypeError):
             raise  # wrong arguments; the files do not matter
         # Otherwise they are missing or damaged, or another process is just downloading them.
-    with _lock(root):
+    return _open_or_download(build, root, config)
+
+
+def _open_or_download(build: Callable[..., Any], root: Path, config: DataConfig) -> Any:
+    try:
+        lock = _lock(root)
+    except InputError:
+        built = _open_given(build, root, config)
+        if built is None:
+            raise
+        return built
+    with lock:
         try:
             return build(root, download=False)
         except BuildError as missing:
-            _download(build, root, config, missing)
-            return build(root, download=False)
+            return _download(build, root, config, missing)
 
 
 def _lock(root: Path) -> AbstractContextManager[object]:
@@ -72,28 +86,69 @@ def _lock(root: Path) -> AbstractContextManager[object]:
         ) from error
 
 
+def _open_given(build: Callable[..., Any], root: Path, config: DataConfig) -> Any | None:
+    """Open files of MNIST's family in a folder that cannot be written, if it has them."""
+    with tempfile.TemporaryDirectory(prefix="dist_mnist-") as folder:
+        try:
+            _unpack_given(root, Path(folder), config)
+            has_any = any(Path(folder).iterdir())
+            return build(Path(folder), download=False) if has_any else None
+        except (BuildError, OSError):
+            return None
+
+
 def _download(
     build: Callable[..., Any], root: Path, config: DataConfig, missing: BuildError
-) -> None:
+) -> Any:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         with tempfile.TemporaryDirectory(prefix=".downloading-", dir=root) as folder:
             temporary = Path(folder)
+            _unpack_given(root, temporary, config)
             _copy_archives(root, temporary)
             build(temporary, download=True)
-            _move_files(temporary, root)
+            return _move(build, temporary, root)
     except (BuildError, OSError) as error:
         if getattr(error.__cause__ or error, "errno", None) in FULL_DISK:
             raise cannot_write(root, OSError(errno.ENOSPC, "")) from error
         reasons = one_line(missing.__cause__), one_line(error.__cause__ or error)
         raise InputError(
             f"{config.name} cannot be read from data.root={root} ({reasons[0]}) or downloaded "
-            f"({reasons[1]}): put its files, or the archives they come in, into "
-            f"{root / config.dataset['_target_'].rpartition('.')[2] / 'raw'}."
+            f"({reasons[1]}): {_advice(root, config)}."
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
+
+
+def _advice(root: Path, config: DataConfig) -> str:
+    folder = _raw_folder(root, config)
+    if folder is None:
+        return f"put its files into {root}, as {config.dataset['_target_']} looks for them"
+    return (
+        f"put its files, or the archives they come in, into {folder}, "
+        f"or set data.root to the folder that has them"
+    )
+
+
+def _raw_folder(root: Path, config: DataConfig) -> Path | None:
+    """Return where torchvision keeps a data set's files, if it is one of MNIST's family."""
+    from torchvision.datasets import MNIST  # MNIST itself needs no torchvision
+
+    found = pkgutil.resolve_name(config.dataset["_target_"])  # allowed, since it was called
+    if inspect.isclass(found) and issubclass(found, MNIST):
+        return root / found.__name__ / "raw"
+    return None
+
+
+def _unpack_given(source: Path, target: Path, config: DataConfig) -> None:
+    """Unpack the files that a folder has of a data set of MNIST's family, in either place."""
+    split = config.dataset.get("split")
+    part = f"-{split}-" if split else ""
+    source_folder, target_folder = _raw_folder(source, config), _raw_folder(target, config)
+    if source_folder and target_folder:
+        unpack_idx_files(source_folder, target_folder, part)
+        unpack_idx_files(source, target_folder, part)
 
 
 def _copy_archives(source: Path, target: Path) -> None:
@@ -105,9 +160,22 @@ def _copy_archives(source: Path, target: Path) -> None:
             shutil.copy(archive, copy)
 
 
-def _move_files(source: Path, target: Path) -> None:
-    for file in source.glob("*/raw/*"):
-        if file.is_file() and file.suffix not in ARCHIVES:
-            place = target / file.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(file, place)
+def _move(build: Callable[..., Any], source: Path, target: Path) -> Any:
+    """Move a data set into place and open it there; archives only if it does not open without."""
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    archives = [path for path in files if path.suffix in ARCHIVES]
+    _move_files([path for path in files if path not in archives], source, target)
+    try:
+        return build(target, download=False)
+    except BuildError:
+        if not archives:
+            raise
+    _move_files(archives, source, target)
+    return build(target, download=False)
+
+
+def _move_files(files: Sequence[Path], source: Path, target: Path) -> None:
+    for file in files:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, place)

@@ -1,0 +1,131 @@
+"""Files that a user has, in whatever folder and however packed, and downloads that are kept."""
+
+import gzip
+import lzma
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_mnist.config.errors import InputError
+from dist_mnist.data.splits import load_part
+from tests.support.configs import make_config
+from tests.support.datasets import make_family_files, make_images, write_idx
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": lambda content: gzip.compress(content, compresslevel=1, mtime=7),
+    ".xz": lzma.compress,
+}
+pytestmark = pytest.mark.usefixtures("no_network")
+
+
+def give(folder: Path, packing: str, prefix: str = "") -> None:
+    """Write the four files of a data set, packed anew, into a folder."""
+    make_family_files(folder, prefix, num_classes=10)
+    for path in [*folder.iterdir()]:
+        content = path.read_bytes()
+        path.unlink()
+        path.with_name(path.name + packing).write_bytes(PACK[packing](content))
+
+
+def count(name: str, root: Path) -> list[int]:
+    config = make_config(f"data={name}", f"data.root={root}").data
+    return [len(load_part(config, train)[0]) for train in (True, False)]
+
+
+@pytest.mark.parametrize("packing", PACK)
+@pytest.mark.parametrize("place", [".", "FashionMNIST/raw"])
+def test_files_are_known_by_their_content(tmp_path: Path, packing: str, place: str) -> None:
+    give(tmp_path / place, packing)
+    assert count("fashion_mnist", tmp_path) == [203, 101]
+    assert not list(tmp_path.glob(".downloading-*"))
+
+
+def test_names_with_a_dot_are_known_too(tmp_path: Path) -> None:
+    give(tmp_path, ".gz")
+    for path in [*tmp_path.iterdir()]:
+        path.rename(tmp_path / path.name.replace("-idx", ".idx"))
+    assert count("kmnist", tmp_path) == [203, 101]
+
+
+def test_only_the_split_that_is_asked_for_is_unpacked(tmp_path: Path) -> None:
+    give(tmp_path, ".gz", "emnist-digits-")
+    give(tmp_path / "other", ".gz", "emnist-mnist-")
+    for path in (tmp_path / "other").iterdir():
+        shutil.move(path, tmp_path)
+    assert count("emnist_digits", tmp_path) == [203, 101]
+    assert not list((tmp_path / "EMNIST" / "raw").glob("emnist-mnist-*"))
+
+
+def test_a_folder_that_cannot_be_written_may_hold_the_files(tmp_path: Path) -> None:
+    give(tmp_path, ".gz")
+    (tmp_path / ".downloading.lock").mkdir()  # root may write anywhere, but not into this
+    before = sorted(tmp_path.rglob("*"))
+    assert count("fashion_mnist", tmp_path) == [203, 101]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "labels for images", "bomb"])
+def test_files_that_are_not_what_they_say_are_left_out(tmp_path: Path, damage: str) -> None:
+    give(tmp_path, ".gz")
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    content = gzip.decompress(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "longer":
+        path.write_bytes(gzip.compress(content + b"x"))
+    elif damage == "bomb":
+        path.write_bytes(gzip.compress(content[:4] + b"\xff" * 12 + bytes(1000)))
+    else:
+        write_idx(path, make_images(torch.arange(9), 10)[:, 0, 0], packed=True)
+    with pytest.raises(InputError, match=r"put its files, .*FashionMNIST/raw, or set data.root"):
+        count("fashion_mnist", tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+OWN = """
+import bz2
+import torch
+from pathlib import Path
+
+class Own(torch.utils.data.Dataset):
+    file = "{file}"
+
+    def __init__(self, root, train, download):
+        path = Path(root, self.file)
+        if download:
+            with Path(__file__).with_name("downloads").open("a") as log:
+                log.write("x")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bz2.compress(bytes(20 * 784)))
+        content = bytearray(bz2.decompress(path.read_bytes()))
+        self.data = torch.frombuffer(content, dtype=torch.uint8).view(20, 28, 28)
+        self.targets = [0, 1] * 10
+"""
+
+
+@pytest.mark.parametrize("file", ["own-batches/deep/part_1", "own.bz2", "Own/raw/own.bz2"])
+def test_what_is_downloaded_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    name = f"own_{sum(file.encode())}"  # modules are imported once
+    (tmp_path / f"{name}.py").write_text(OWN.replace("{file}", file))
+    monkeypatch.syspath_prepend(tmp_path)
+    target, root = f"data.dataset._target_={name}.Own", tmp_path / "root"
+    config = make_config(target, "data.num_classes=2", f"data.root={root}").data
+    for _ in range(3):
+        assert len(load_part(config, train=True, trusted_modules=[name])[0]) == 20
+    assert (tmp_path / "downloads").read_text() == "x"
+    assert (root / file).exists()
+
+
+def test_other_data_sets_are_told_of_their_own_place(tmp_path: Path) -> None:
+    config = make_config(
+        *("data.dataset._target_=torchvision.datasets.CIFAR10", "data.image_shape=[3,32,32]"),
+        f"data.root={tmp_path}",
+    ).data
+    with pytest.raises(InputError, match=r"put its files into .*, as torchvision.datasets.CIFAR10"):
+        load_part(config, train=True)
