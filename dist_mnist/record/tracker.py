@@ -9,6 +9,7 @@ from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
 from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.distributed import signals
 from dist_mnist.record.journal import Line
 
 logger = logging.getLogger(__name__)
@@ -85,11 +86,7 @@ class BackgroundTracker(Tracker):
             self._mistake = error
         except Exception as error:
             if not self._has_failed:
-                logger.warning(
-                    "wandb failed, and training goes on without it; the next start with this "
-                    "run_dir adds what is missing: %s: %s",
-                    *(type(error).__name__, one_line(error)[:300]),
-                )
+                _tell_failure(error)
             self._has_failed = True
         return None
 
@@ -121,3 +118,23 @@ class BackgroundTracker(Tracker):
             last.join(ABANDON_TIMEOUT_SECONDS)
         if self._mistake and exit_code == 0:  # a run that failed reports its own error
             raise self._mistake
+
+
+def _tell_failure(error: Exception) -> None:
+    """Log that wandb failed; a run that was told to stop expects it, and the signal reaches both.
+
+    Schedulers and torchrun signal the processes that a rank has started, too, and wandb's service
+    ends at the second signal.
+    """
+    reason = f"{type(error).__name__}: {one_line(error)[:300]}"
+    if signals.requested():
+        logger.info(
+            "wandb was stopped as well; the next start with this run_dir adds what is missing: %s",
+            reason,
+        )
+    else:
+        logger.warning(
+            "wandb failed, and training goes on without it; the next start with this run_dir adds "
+            "what is missing: %s",
+            reason,
+        )

@@ -63,6 +63,20 @@ def refuse() -> Tracker:
     raise InputError("no such project")
 
 
+def test_failure_after_a_signal_is_no_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> Tracker:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr("dist_mnist.distributed.signals.requested", lambda: "SIGUSR1")
+    with caplog.at_level("INFO"):
+        BackgroundTracker(start).finish(exit_code=75)
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert "wandb was stopped as well; the next start" in record.getMessage()
+
+
 def test_mistake_stops_the_run() -> None:
     tracker = BackgroundTracker(refuse)
     with pytest.raises(InputError, match="no such project"):
