@@ -4,6 +4,7 @@ Hydra composes the config; from there on it is a checked dataclass. torch is imp
 work for it, so `--help` is quick.
 """
 
+import errno
 import functools
 import os
 import signal
@@ -24,6 +25,8 @@ from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.distributed import launcher, signals
 from dist_mnist.distributed.launcher import LaunchError
 
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 SUCCEEDED = 0
 FAILED = 1
 PATIENCE_SECONDS = 2.0  # more than torchrun needs to end the other ranks after one has failed
@@ -41,12 +44,12 @@ def command(name: str, schema: type, task: Callable[[Any], float | None]) -> Non
         schema: The dataclass that the config is an instance of.
         task: The work; what it returns is what a sweeper of Hydra's maximizes or minimizes.
     """
+    _reporting_errors(_refuse_run_dir_of_hydra)()
     register_schema(name, schema)
     # Otherwise Hydra prints errors itself, once for every rank.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def run_task(composed: DictConfig) -> float | None:
-        _refuse_run_dir_of_hydra()
         return task(OmegaConf.to_object(composed))
 
     def run_job(composed: DictConfig) -> float | None:
@@ -65,7 +68,7 @@ def command(name: str, schema: type, task: Callable[[Any], float | None]) -> Non
 
 
 def _refuse_run_dir_of_hydra() -> None:
-    for override in HydraConfig.get().overrides.hydra:
+    for override in sys.argv[1:]:
         key, _, value = override.partition("=")
         if key.lstrip("+") == "hydra.run.dir":
             raise InputError(f"{override} has no effect here: use run_dir={value}.")
@@ -135,6 +138,11 @@ def _message(error: Exception, lost_contact: bool) -> str:
         return f"error: {one_line(error)}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return f"error: {hydra_sentence(error)}"
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE and error.filename:
+        return (
+            f"error: {error.filename} cannot be written ({error.strerror}): start from another "
+            f"folder, or name one with run_dir, data.root or hydra.sweep.dir."
+        )
     if lost_contact:
         return f"error: lost contact with another process ({one_line(error)[:300]})."
     return "".join(traceback.format_exception(error))

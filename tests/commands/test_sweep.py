@@ -17,6 +17,7 @@ def test_failed_job_is_told_and_the_next_one_runs(small_root: Path, tmp_path: Pa
     done = python(
         *("-m", "dist_mnist", "--multirun", *RUN, f"data.root={small_root}", "optimizer=sgd"),
         *("trainer.device=cpu", f"run_dir={tmp_path}", "optimizer.lr=1e30,0.01,1e30"),
+        cwd=tmp_path,
     )
     assert done.returncode == 1
     assert done.stderr.count("is not finite") == 2
@@ -61,7 +62,15 @@ def test_grammar_error_hints_at_quotes(override: str) -> None:
     assert f"'{key}=\"{value}\"'" in str(error.value)
 
 
-def test_run_dir_of_hydra_is_refused() -> None:
-    done = python("-m", "dist_mnist", "hydra.run.dir=there", *RUN)
+def test_sweep_where_nothing_can_be_written() -> None:
+    done = python("-m", "dist_mnist", "--multirun", "seed=1,2", *RUN, cwd=Path("/proc"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: multirun")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_run_dir_of_hydra_is_refused(tmp_path: Path) -> None:
+    done = python("-m", "dist_mnist", "hydra.run.dir=there", *RUN, cwd=tmp_path)
+    assert not (tmp_path / "there").exists()
     assert done.returncode == 1
     assert done.stderr == "error: hydra.run.dir=there has no effect here: use run_dir=there.\n"
