@@ -6,7 +6,8 @@
 #
 # When its time is nearly over, and when a node, a launcher or the network between them is lost, the
 # job goes back to the queue and continues its run. When another job takes its nodes, SLURM sends
-# it back itself, and it continues too. `scancel` ends it; so does the hundredth time.
+# it back itself, and it continues too. `scancel` ends it; so does the hundredth time, and the third
+# in a row that has brought no new checkpoint.
 #
 # Submit it with the virtual environment active, in a folder that all nodes see. The nodes need no
 # internet.
@@ -23,17 +24,44 @@ told_to_end=
 trap 'time_is_over=yes' USR1
 trap 'told_to_end=yes' TERM # with which SLURM also tells the processes, so they save by themselves
 
-job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+# The task of an array is known by the array's id, since the last one has the same id as the array.
+# Where sbatch was called in a task of another array, these variables are still of that one.
+job=$SLURM_JOB_ID
+task=${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}
+if [[ $(scontrol show job "$task" 2>/dev/null) == "JobId=$job "* ]]; then
+    job=$task
+fi
+shown=$(scontrol show job "$job")
+SLURM_RESTART_COUNT=$(sed -n 's/.* Restarts=\([0-9]*\).*/\1/p' <<<"$shown")
+export SLURM_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}
 
-# sbatch runs a copy of this script, from elsewhere.
-folder=$(scontrol show job "$job" | sed -n 's|^ *Command=\(.*\)/slurm\.sh.*|\1|p')
+# With `sbatch --export`, srun would leave this script's PATH out.
+unset SLURM_EXPORT_ENV
+
+# sbatch runs a copy of this script, from elsewhere; SLURM shows the path and all arguments.
+command=${shown#*$'\n'   Command=}
+command=${command%%$'\n'   WorkDir=*}
+command=${command%"${command##*[! ]}"} # without spaces at its end
+script=${command%"${*:+ $*}"}
+folder=${script%/*}
 if [[ ! -x $folder/multi_node.sh ]]; then
-    echo "error: multi_node.sh is not beside slurm.sh, where SLURM says it is ('$folder')" >&2
+    echo "error: multi_node.sh is not beside this script, which SLURM says is '$script'" >&2
     exit 1
 fi
 
+# How many starts in a row have brought no checkpoint; its time is that of this start.
+fruitless=.slurm-$SLURM_JOB_ID
+if ((SLURM_RESTART_COUNT == 0)) || [[ ! -f $fruitless ]]; then
+    echo 0 >"$fruitless"
+fi
+touch "$fruitless"
+run_dir=outputs
+for argument in "$@"; do
+    [[ $argument == run_dir=?* ]] && run_dir=${argument#run_dir=}
+done
+
 export NNODES=$SLURM_NNODES
-export LAUNCH_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} # processes of an earlier start stay out
+export LAUNCH_ID=$SLURM_JOB_ID.$SLURM_RESTART_COUNT # processes of an earlier start stay out
 export NPROC_PER_NODE=${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 export PORT=$((10000 + SLURM_JOB_ID % 20000))
 
@@ -66,9 +94,23 @@ status=$?
 
 was_stopped() { [[ $time_is_over ]] || ((status == 75)); }
 was_lost() { ((status > 128)) || ! timeout 60 srun --ntasks-per-node=1 true; }
-may_go_on() { [[ $time_is_over || ! $told_to_end ]] && ((${SLURM_RESTART_COUNT:-0} < 100)); }
+may_go_on() { [[ $time_is_over || ! $told_to_end ]] && ((SLURM_RESTART_COUNT < 100)); }
 
-if ((status != 0)) && may_go_on && { was_stopped || was_lost; } && may_go_on; then
+has_progress() {
+    local starts=$(($(<"$fruitless") + 1))
+    if [[ $(find "$run_dir" -name '*.safetensors' -newer "$fruitless" 2>/dev/null) ]]; then
+        starts=0
+    fi
+    echo "$starts" >"$fruitless"
+    ((starts < 3)) && return
+    echo "error: job $job has been started $starts times in a row without a new checkpoint: give it" \
+        "more time (sbatch --time), or set trainer.checkpoint_every_steps" >&2
+    return 1
+}
+
+if ((status != 0)) && may_go_on && { was_stopped || was_lost; } && may_go_on && has_progress; then
     scontrol requeue "$job"
+else
+    rm -f "$fruitless"
 fi
 exit "$status"
