@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from torch.utils.data import Dataset
 
 from dist_mnist.config.errors import BuildError, InputError, one_line
@@ -19,6 +18,7 @@ from dist_mnist.config.schema import DataConfig
 from dist_mnist.config.targets import instantiate
 from dist_mnist.data.idx import unpack_idx_files
 from dist_mnist.record.files import FULL_DISK, cannot_write
+from dist_mnist.record.locks import lock_patiently
 
 ARCHIVES = (".gz", ".xz", ".bz2", ".zip", ".tar", ".tgz")
 DOWNLOAD_TIMEOUT_SECONDS = 30  # otherwise a network that drops packets would hang for minutes
@@ -78,7 +78,7 @@ def _open_or_download(build: Callable[..., Any], root: Path, config: DataConfig)
 def _lock(root: Path) -> AbstractContextManager[object]:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return FileLock(root / ".downloading.lock").acquire()
+        return lock_patiently(root / ".downloading.lock")
     except OSError as error:
         raise InputError(
             f"data.root={root} cannot be written ({error.strerror}): "

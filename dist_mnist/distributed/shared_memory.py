@@ -24,8 +24,14 @@ class LostRankError(ConnectionError):
 
 
 def is_supported() -> bool:
-    """Whether this operating system has what `SharedMemorySum` needs."""
-    return hasattr(os, "memfd_create") and hasattr(socket, "send_fds")
+    """Whether this system has what `SharedMemorySum` needs, and lets this process use it."""
+    if not (hasattr(os, "memfd_create") and hasattr(socket, "send_fds")):
+        return False
+    try:
+        os.close(os.memfd_create("probe"))
+    except OSError:  # a sandbox may forbid it, and an old kernel lacks it
+        return False
+    return True
 
 
 def bytes_needed(size: int, capacity: int) -> int:

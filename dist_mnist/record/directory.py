@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, Resume, plain_config
 from dist_mnist.distributed.launcher import is_restart, launch_id
 from dist_mnist.distributed.world import World, broadcast_object
 from dist_mnist.record.files import write_atomically
+from dist_mnist.record.locks import holder, lock
 
 logger = logging.getLogger(__name__)
 
@@ -65,25 +66,26 @@ def lock_run_directory(directory: Path, resume: Resume, timeout_seconds: float) 
 
 
 def _lock(directory: Path, patience: float) -> AbstractContextManager[object]:
-    lock = FileLock(directory / ".lock")
+    path = directory / ".lock"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         try:
-            return lock.acquire(blocking=False)
+            return lock(path, timeout=0)
         except Timeout:
             logger.info(
-                "run_dir=%s is in use by another launch: waiting up to %d s", directory, patience
+                "run_dir=%s is in use by another launch, %s: waiting up to %d s",
+                *(directory, holder(path), patience),
             )
-            return lock.acquire(timeout=patience)
+            return lock(path, timeout=patience)
     except Timeout:
         raise InputError(
-            f"run_dir={directory} is in use by another launch: wait until it ends, or choose "
-            f"another run_dir."
+            f"run_dir={directory} is in use by another launch, {holder(path)}: wait until it ends, "
+            f"or choose another run_dir."
         ) from None
-    except (OSError, NotImplementedError) as error:  # the latter on file systems without locks
-        reason = getattr(error, "strerror", None) or one_line(error)
+    except OSError as error:
         raise InputError(
-            f"run_dir={directory} cannot be written ({reason}): choose another run_dir."
+            f"run_dir={directory} cannot be written ({error.strerror or one_line(error)}): "
+            f"choose another run_dir."
         ) from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from dist_mnist.config.errors import InputError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -25,7 +26,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno())
             temporary.replace(path)
         finally:
             with suppress(OSError):
@@ -35,12 +36,25 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         raise cannot_write(path, error) from error
 
 
+def sync(descriptor: int) -> None:
+    """Put a file or a folder on the disk, unless its file system, such as a network's, cannot.
+
+    Raises:
+        OSError: The disk is full or damaged.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+
+
 def _sync_folder(folder: Path) -> None:
     """Flush the folder's own entries, so that a new file name survives a power cut."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:
-            os.fsync(descriptor)
+            sync(descriptor)
         finally:
             os.close(descriptor)
 

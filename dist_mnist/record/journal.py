@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.record.files import cannot_write, write_atomically
+from dist_mnist.record.files import cannot_write, sync, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Journal:
     def sync(self) -> None:
         """Put all lines on the disk, so that a checkpoint is never ahead of the journal."""
         try:
-            os.fsync(self._descriptor)
+            sync(self._descriptor)
         except OSError as error:
             raise cannot_write(self.path, error) from error
         if os.fstat(self._descriptor).st_nlink == 0:

@@ -9,8 +9,9 @@ import hashlib
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch.utils.data import Dataset
+
+from dist_mnist.record.locks import lock_patiently
 
 # SHA-256 of each decompressed file.
 CHECKSUMS = {
@@ -65,7 +66,7 @@ def read_verified(folder: Path, name: str) -> bytearray:
     content = _read_if_original(path)
     if content is None:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".unpacking.lock"):
+        with lock_patiently(folder / ".unpacking.lock"):
             content = _read_if_original(path) or _unpack(path)
     return content
 
