@@ -63,7 +63,7 @@ def test_grammar_error_hints_at_quotes(override: str) -> None:
 
 
 def test_sweep_where_nothing_can_be_written() -> None:
-    done = python("-m", "dist_mnist", "--multirun", "seed=1,2", *RUN, cwd=Path("/proc"))
+    done = python("-m", "dist_mnist", "--multirun", "seed=1,2", *RUN, cwd=Path("/sys"))
     assert done.returncode == 1
     assert done.stderr.startswith("error: multirun")
     assert len(done.stderr.splitlines()) == 1
