@@ -17,7 +17,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dist_mnist.config.compose import conf_folder, hydra_sentence, register_schema
+from dist_mnist.config.compose import (
+    conf_folder,
+    hydra_sentence,
+    prepare_overrides,
+    register_schema,
+)
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.distributed import signals
 
@@ -33,8 +38,12 @@ def command(name: str, schema: type, task: Callable[[Any], None]) -> None:
         name: The command.
         schema: The dataclass that the config is an instance of.
         task: The work.
+
+    Raises:
+        InputError: A key on the command line would have no effect.
     """
     register_schema(name, schema)
+    sys.argv[1:] = prepare_overrides(sys.argv[1:])
     # Otherwise Hydra prints errors itself, once for every rank.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -227,7 +228,7 @@ def _mistake(config: TrackingConfig, error: Exception) -> InputError:
 
 
 def _sync_command(folder: Path) -> str:
-    return f"wandb sync {folder}/offline-run-*"
+    return f"wandb sync {shlex.quote(str(folder))}/offline-run-*"
 
 
 def _delete(folders: Iterable[Path]) -> None:

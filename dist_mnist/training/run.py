@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.overrides import to_copy
 from dist_mnist.config.schema import Config
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed import signals, watchdog
@@ -116,8 +117,8 @@ def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
         fit(state, recorder)
     except signals.Stopped as stop:
         logger.info(
-            "stopped by %s after step %d: start again with run_dir=%s to continue",
-            *(stop, state.progress.step, run_dir),
+            "stopped by %s after step %d: start again with %s to continue",
+            *(stop, state.progress.step, to_copy("run_dir", str(run_dir))),
         )
         raise
 
