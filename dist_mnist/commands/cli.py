@@ -20,7 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dist_mnist.config.compose import conf_folder, hydra_sentence, register_schema
+from dist_mnist.config.compose import (
+    conf_folder,
+    hydra_sentence,
+    prepare_overrides,
+    register_schema,
+)
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.distributed import launcher, signals
 from dist_mnist.distributed.launcher import LaunchError
@@ -42,10 +47,14 @@ def command(name: str, schema: type, task: Callable[[Any], float | None]) -> Non
     Args:
         name: The command.
         schema: The dataclass that the config is an instance of.
-        task: The work; what it returns is what a sweeper of Hydra's maximizes or minimizes.
+        task: The work.
+
+    Raises:
+        InputError: A key on the command line would have no effect.
     """
     _reporting_errors(_refuse_run_dir_of_hydra)()
     register_schema(name, schema)
+    sys.argv[1:] = prepare_overrides(sys.argv[1:])
     # Otherwise Hydra prints errors itself, once for every rank.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 

@@ -22,7 +22,7 @@ class EvaluateConfig:
     trusted_modules: list[str]
 
     def __post_init__(self) -> None:
-        if not self.checkpoint:
+        if not (self.checkpoint or "").strip():
             raise InputError(
                 "checkpoint is missing: set it to a run directory or a file, as in "
                 "checkpoint=outputs/RUN."

@@ -1,5 +1,6 @@
 """From `conf/` and overrides to a checked config, on the command line and in a notebook."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -8,6 +9,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.config.overrides import expand_home, quoting_hint, refuse_hydra_run_dir
 from dist_mnist.config.schema import Config, build_config
 
 
@@ -33,24 +35,40 @@ def compose_config(*overrides: str) -> Config:
         InputError: A key is unknown, or a value is not allowed.
     """
     register_schema("train", Config)
+    given = prepare_overrides(overrides)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
-            return build_config(compose("train", overrides=list(overrides)))
+            return build_config(compose("train", overrides=given))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(hydra_sentence(error)) from error
 
 
+def prepare_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return what a user typed as Hydra is to read it: with `~` as the home folder.
+
+    Raises:
+        InputError: A key is Hydra's own, and would have no effect.
+    """
+    for override in overrides:
+        refuse_hydra_run_dir(override)
+    return [expand_home(override) for override in overrides]
+
+
 def hydra_sentence(error: BaseException) -> str:
     """Return an error of Hydra's in one line: the override, and what OmegaConf says about it."""
-    hint = ""
     if isinstance(error, OverrideParseException):
-        key, _, value = error.override.partition("=")
-        if key and value:
-            hint = (
-                f"; quote what has special characters, for Hydra and the shell: '{key}=\"{value}\"'"
-            )
+        return _grammar_sentence(error)
     text = str(error).partition("\nConfig search path")[0].replace("\n\nAvailable", "; available")
     reason = str(error.__cause__ or "").split("\n")[0]
     if reason:
         text = f"{text.splitlines()[0].rstrip('.')}: {reason}"
-    return f"{' '.join(text.split())}{hint} (`--cfg job` prints every key and its value)"
+    return f"{' '.join(text.split())} (`--cfg job` prints every key and its value)"
+
+
+def _grammar_sentence(error: OverrideParseException) -> str:
+    reason = " ".join(error.message.partition("\nSee https")[0].split())
+    if reason.startswith("LexerNoViableAlt"):
+        reason = "it has a special character"
+    hint = quoting_hint(error.override)
+    advice = f"if its value is text, quote it: {hint}" if hint else "check its brackets and quotes"
+    return f"{error.override} cannot be read ({reason}): {advice}"

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.overrides import in_home
 
 
 class Precision(Enum):
@@ -67,6 +68,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self.root = _expanded("data.root", self.root)
+        _require(
+            self.root.strip() != "", "data.root", self.root, "it must be a folder; . is this one"
+        )
+        self.root = in_home(self.root)
         _require(
             self.num_classes >= 2, "data.num_classes", self.num_classes, "it must be at least 2"
         )
@@ -172,7 +177,9 @@ class Config:
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
         if self.run_dir is not None:
-            self.run_dir = _expanded("run_dir", self.run_dir)
+            rule = "it must be a folder, or null for a new one in outputs"
+            _require(self.run_dir.strip() != "", "run_dir", self.run_dir, rule)
+            self.run_dir = in_home(self.run_dir)
         _require(
             not (self.model.get("log_probabilities") and "MeanSquared" in self.loss["_target_"]),
             "model.log_probabilities",

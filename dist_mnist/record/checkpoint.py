@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.config.overrides import in_home
 from dist_mnist.record.files import cannot_write, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -202,6 +203,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 def resolve(path: Path) -> Path:
     """Return the checkpoint file that a path stands for: a run directory's best, or the file."""
+    path = Path(in_home(str(path)))
     if not path.is_dir():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path

@@ -14,8 +14,9 @@ import torch
 
 from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError, one_line
-from dist_mnist.config.schema import Config, plain_config
-from dist_mnist.data.splits import DataSplits, load_splits
+from dist_mnist.config.overrides import to_copy
+from dist_mnist.config.schema import Config
+from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed import signals, watchdog
 from dist_mnist.distributed.agreement import require_same
 from dist_mnist.distributed.gradients import explaining_unused
@@ -136,7 +137,7 @@ def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
     except signals.Stopped as stop:
         logger.info(
             "stopped by %s after step %d: start again with %s to continue",
-            *(stop, state.progress.step, shlex.quote(f"run_dir={run_dir}")),
+            *(stop, state.progress.step, to_copy("run_dir", str(run_dir))),
         )
         raise
 

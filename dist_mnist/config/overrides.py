@@ -1,0 +1,68 @@
+"""Overrides (`key=value`) as a user types them: for Hydra's grammar, and for a shell."""
+
+import re
+import shlex
+from pathlib import Path
+
+from dist_mnist.config.errors import InputError
+
+KEY = r"[+~]*[A-Za-z][\w./@-]*"
+# What neither Hydra nor a shell would take for something else.
+PLAIN = re.compile(r"[\w./@%+:-]+", re.ASCII)
+
+
+def to_copy(key: str, value: str) -> str:
+    """Return an override that can be copied into a shell, with quotes where they are needed."""
+    if PLAIN.fullmatch(value):
+        return f"{key}={value}"
+    return shlex.quote(f"{key}={_quoted(value)}")
+
+
+def quoting_hint(override: str) -> str | None:
+    """Return an override that Hydra cannot read with quotes that may help, for a shell.
+
+    None if it is not a key with a text: a list, a quote that is not closed, or no value.
+    """
+    key, _, value = override.partition("=")
+    if not value or value[0] in "[{('\"" or not re.fullmatch(KEY, key, re.ASCII):
+        return None
+    return shlex.quote(f"{key}={_quoted(value)}")
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace('"', r"\"")
+    return f'"{escaped}"'
+
+
+def in_home(path: str) -> str:
+    """Return a path with the home folder for a leading `~`, if that is known."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        return path
+
+
+def expand_home(override: str) -> str:
+    """Return `key=~/folder` with the home folder in it, since not every shell does that."""
+    match = re.fullmatch(rf"({KEY}=)(~[^/,]*)(.*)", override, re.ASCII | re.DOTALL)
+    if match is None:
+        return override
+    key, tilde, rest = match.groups()
+    home = in_home(tilde)
+    if home == tilde:
+        return override
+    return f"{key}{home}{rest}" if PLAIN.fullmatch(home) else f"{key}{_quoted(home + rest)}"
+
+
+def refuse_hydra_run_dir(override: str) -> None:
+    """Refuse Hydra's own key for a run's folder, which would be ignored.
+
+    Raises:
+        InputError: It is that key.
+    """
+    key, _, value = override.lstrip("+").partition("=")
+    if key == "hydra.run.dir":
+        raise InputError(
+            f"hydra.run.dir={value} is not used, since Hydra writes nothing: set "
+            f"{to_copy('run_dir', value)} to choose the folder of a run."
+        )
