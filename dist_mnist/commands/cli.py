@@ -47,12 +47,11 @@ def command(name: str, schema: type, task: Callable[[Any], float | None]) -> Non
     Args:
         name: The command.
         schema: The dataclass that the config is an instance of.
-        task: The work.
+        task: The work; what it returns is what a sweeper of Hydra's maximizes or minimizes.
 
     Raises:
         InputError: A key on the command line would have no effect.
     """
-    _reporting_errors(_refuse_run_dir_of_hydra)()
     register_schema(name, schema)
     sys.argv[1:] = prepare_overrides(sys.argv[1:])
     # Otherwise Hydra prints errors itself, once for every rank.
@@ -74,13 +73,6 @@ def command(name: str, schema: type, task: Callable[[Any], float | None]) -> Non
     decorate = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
     _reporting_errors(decorate(run_job))()
     _end(SUCCEEDED)
-
-
-def _refuse_run_dir_of_hydra() -> None:
-    for override in sys.argv[1:]:
-        key, _, value = override.partition("=")
-        if key.lstrip("+") == "hydra.run.dir":
-            raise InputError(f"{override} has no effect here: use run_dir={value}.")
 
 
 def _reporting_errors(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,7 +5,6 @@ wrong type fails there. `build_config` turns the result into plain dataclasses a
 values; the rest of the package never sees OmegaConf.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -48,12 +47,6 @@ def _require(condition: bool, key: str, value: object, rule: str) -> None:
         raise InputError(f"{key}={value} is not allowed: {rule}.")
 
 
-def _expanded(key: str, folder: str) -> str:
-    """Return a folder with `~` replaced; an empty one is often a shell variable that is not set."""
-    _require(bool(folder.strip()), key, folder, "it is empty; name a folder")
-    return os.path.expanduser(folder)  # noqa: PTH111 - without a home it leaves ~ as it is
-
-
 @dataclass
 class DataConfig:
     """A data set, and how its training files are split."""
@@ -67,7 +60,6 @@ class DataConfig:
     normalize: bool  # scale pixels to mean 0 and deviation 1, instead of to the range 0 to 1
 
     def __post_init__(self) -> None:
-        self.root = _expanded("data.root", self.root)
         _require(
             self.root.strip() != "", "data.root", self.root, "it must be a folder; . is this one"
         )

@@ -12,7 +12,6 @@ tell is told anew from the journal:
 import logging
 import os
 import re
-import secrets
 import shlex
 import shutil
 from collections.abc import Iterable, Sequence
@@ -241,6 +240,16 @@ def _mistake(config: TrackingConfig, error: Exception) -> InputError:
 
 def _sync_command(folder: Path) -> str:
     return f"wandb sync {shlex.quote(str(folder))}/offline-run-*"
+
+
+def _folders(parent: Path, kind: str, run_id: str) -> set[Path]:
+    """Return wandb's folders of one run; with WANDB_DIR, those of other runs are beside them."""
+    return {
+        path
+        for path in parent.glob(f"{kind}-*-{run_id}*")
+        if re.fullmatch(rf"{kind}-\d+_\d+-{re.escape(run_id)}", path.name)
+        or (path / f"run-{run_id}.wandb").exists()
+    }
 
 
 def _delete(folders: Iterable[Path]) -> None:

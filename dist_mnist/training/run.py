@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -15,8 +14,8 @@ import torch
 from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.overrides import to_copy
-from dist_mnist.config.schema import Config
-from dist_mnist.data.splits import load_splits
+from dist_mnist.config.schema import Config, plain_config
+from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed import signals, watchdog
 from dist_mnist.distributed.agreement import require_same
 from dist_mnist.distributed.gradients import explaining_unused

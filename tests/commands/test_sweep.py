@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
 from dist_mnist.commands import train
-from dist_mnist.config.errors import InputError
 from dist_mnist.record.journal import read_journal
 from tests.support.configs import make_config
 from tests.support.processes import python
@@ -42,35 +39,8 @@ def test_no_validation_no_score(small_root: Path, tmp_path: Path, no_pictures: N
     assert train._run(make_config(*RUN, *own), is_sweep=False, overrides=[]) is None
 
 
-def test_empty_paths_are_refused() -> None:
-    for key in ("run_dir", "data.root"):
-        with pytest.raises(InputError, match=f"{key}= is not allowed: it is empty"):
-            make_config(f"{key}=''")
-
-
-def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    config = make_config("run_dir='~/runs/1'", "data.root='~/data'")
-    assert (config.run_dir, config.data.root) == ("/home/me/runs/1", "/home/me/data")
-
-
-@pytest.mark.parametrize("override", ["run_dir=a/lr=0.1", "run_dir=Häuser{"])
-def test_grammar_error_hints_at_quotes(override: str) -> None:
-    key, _, value = override.partition("=")
-    with pytest.raises(InputError, match="quote what has special characters") as error:
-        make_config(override)
-    assert f"'{key}=\"{value}\"'" in str(error.value)
-
-
 def test_sweep_where_nothing_can_be_written() -> None:
     done = python("-m", "dist_mnist", "--multirun", "seed=1,2", *RUN, cwd=Path("/sys"))
     assert done.returncode == 1
     assert done.stderr.startswith("error: multirun")
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_run_dir_of_hydra_is_refused(tmp_path: Path) -> None:
-    done = python("-m", "dist_mnist", "hydra.run.dir=there", *RUN, cwd=tmp_path)
-    assert not (tmp_path / "there").exists()
-    assert done.returncode == 1
-    assert done.stderr == "error: hydra.run.dir=there has no effect here: use run_dir=there.\n"
