@@ -79,7 +79,7 @@ class WandbRun(Tracker):
         if exit_code == 0 and url:
             logger.info("wandb: %s", url)
         elif exit_code == 0:
-            logger.info("wandb, offline: wandb leet %s", folder)
+            logger.info("wandb, offline: wandb leet %s", shlex.quote(str(folder)))
             logger.info("or upload it:   %s", _sync_command(folder))
 
 
