@@ -116,7 +116,7 @@ def test_a_disk_that_fails_to_sync_is_named(
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS])
-def test_where_shared_memory_is_forbidden_gloo_is_used(
+def test_shared_memory_that_is_forbidden_is_not_supported(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(*_: object) -> int:

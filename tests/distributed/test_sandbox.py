@@ -1,0 +1,30 @@
+"""What a sandbox forbids is done without."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import run_ranks
+from tests.support.runs import run_once
+
+
+def run_without_memfd(code: int, overrides: list[str]) -> float:
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    setattr(os, "memfd_create", refuse)  # noqa: B010
+    return run_once(overrides)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
+def test_without_shared_memory_gradients_are_summed_by_gloo(
+    small_root: Path, tmp_path: Path
+) -> None:
+    overrides = [
+        *("data=fashion_mnist", f"data.root={small_root}", "data.validation_size=50"),
+        *("model=linear", "trainer.max_steps=2", "trainer.device=cpu", f"run_dir={tmp_path}"),
+    ]
+    accuracies = run_ranks(2, run_without_memfd, errno.EPERM, overrides)
+    assert accuracies[0] == accuracies[1]
