@@ -61,8 +61,7 @@ def command(name: str, schema: type, task: Callable[[Any], float | None]) -> Non
         return task(OmegaConf.to_object(composed))
 
     def run_job(composed: DictConfig) -> float | None:
-        is_alone = os.environ.get("WORLD_SIZE", "1") == "1" and not launcher.is_cluster_job()
-        if HydraConfig.get().mode is not RunMode.MULTIRUN or not is_alone:
+        if HydraConfig.get().mode is not RunMode.MULTIRUN or not launcher.is_alone():
             return _reporting_errors(run_task)(composed)  # type: ignore[no-any-return]
         try:
             return run_task(composed)

@@ -195,6 +195,11 @@ def _start_time(pid: int) -> str:
         return ""
 
 
+def is_alone() -> bool:
+    """Whether no launcher has started this process together with others, or for a cluster."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" and not is_cluster_job()
+
+
 def is_cluster_job() -> bool:
     """Whether submitit started this process, as one job of a sweep on a cluster."""
     return "SUBMITIT_EXECUTOR" in os.environ
