@@ -29,6 +29,9 @@ else:
 SHARED_MEMORY_LIMIT_BYTES = 2**29
 GATHER_LIMIT_BYTES = 2**29
 
+# How DDP says that a step used other parameters than it expected.
+UNUSED_COMPLAINTS = ("Expected to have finished reduction", "Your training graph has changed")
+
 # Newer torch has another name for DDP's option `broadcast_buffers`, which it deprecates.
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _DDP_OPTIONS)
@@ -89,7 +92,7 @@ def explaining_unused(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "Expected to have finished reduction" not in str(error):
+        if not any(complaint in str(error) for complaint in UNUSED_COMPLAINTS):
             raise
         found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
         names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -98,6 +101,19 @@ def explaining_unused(model: nn.Module) -> Iterator[None]:
             f"{', '.join(unused[:5])} had no part in the last step, but in others: set "
             f"trainer.find_unused_parameters=true."
         ) from error
+
+
+def require_averaged(model: nn.Module) -> None:
+    """Make sure that backward has averaged the gradients over all ranks.
+
+    DDP itself looks at the next forward pass, when the optimizer has made a step with the gradients
+    of this rank alone.
+
+    Raises:
+        RuntimeError: It has not, since a parameter had no part in the step.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model._check_reducer_finalized()
 
 
 @contextmanager

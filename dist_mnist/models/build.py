@@ -8,6 +8,7 @@ from torch import nn
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config
 from dist_mnist.config.targets import instantiate
+from dist_mnist.models.trial import check_outputs
 
 
 def build_model(config: Config) -> nn.Module:
@@ -28,15 +29,7 @@ def build_model(config: Config) -> nn.Module:
         raise InputError(
             f"model cannot take images of shape {data.image_shape}: {one_line(error)}."
         ) from error
-    if not isinstance(outputs, torch.Tensor):
-        raise InputError(
-            f"model returns a {type(outputs).__name__}: it must return one tensor of logits."
-        )
-    if list(outputs.shape) != [2, data.num_classes]:
-        raise InputError(
-            f"model has outputs of shape {list(outputs.shape)[1:]}, but "
-            f"data.num_classes={data.num_classes}."
-        )
+    check_outputs(outputs, 2, data.num_classes)
     return model
 
 

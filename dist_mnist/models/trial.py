@@ -4,13 +4,13 @@ A copy is tried, so the network's weights, statistics and random numbers stay as
 """
 
 import copy
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.schema import DataConfig
 
 WEIGHTED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -28,34 +28,38 @@ class Trial(NamedTuple):
     unused: tuple[str, ...]
 
 
-def try_out(model: nn.Module, image_shape: Sequence[int]) -> Trial:
+def try_out(model: nn.Module, data: DataConfig) -> Trial:
     """Try a network in train mode, in its memory format; leave it contiguous if only that works.
 
     Args:
         model: On the CPU.
-        image_shape: Channels, height and width.
+        data: The shape of its images, and the number of its classes.
 
     Raises:
         InputError: The network cannot be trained, or its gradients cannot be averaged.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            "model has nothing to train: give it a parameter whose requires_grad is true."
+        )
     try:
-        return _try(model, torch.zeros(2, *image_shape))
+        return _try(model, data, images=2)
     except InputError:
         raise
     except Exception:  # such as `view`, on images that are channels last
         model.to(memory_format=torch.contiguous_format)
     try:
-        return _try(model, torch.zeros(2, *image_shape))
+        return _try(model, data, images=2)
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"model cannot be trained: {one_line(error)[:300]}.") from error
 
 
-def trains_on_one_image(model: nn.Module, image_shape: Sequence[int]) -> bool:
+def trains_on_one_image(model: nn.Module, data: DataConfig) -> bool:
     """Return whether a single image will do: batch norm may have no statistics of it."""
     try:
-        _try(model, torch.zeros(1, *image_shape))
+        _try(model, data, images=1)
     except InputError:
         raise
     except Exception:
@@ -63,25 +67,70 @@ def trains_on_one_image(model: nn.Module, image_shape: Sequence[int]) -> bool:
     return True
 
 
-def _try(model: nn.Module, images: torch.Tensor) -> Trial:
+def check_outputs(outputs: object, images: int, classes: int, when: str = "") -> None:
+    """Check that a network has answered with one row of logits for each image.
+
+    Raises:
+        InputError: It has not.
+    """
+    if not isinstance(outputs, torch.Tensor):
+        raise InputError(
+            f"model returns a {type(outputs).__name__}{when}: it must return one tensor of logits."
+        )
+    if list(outputs.shape) != [images, classes]:
+        raise InputError(
+            f"model has outputs of shape {list(outputs.shape)[1:]}{when}, but "
+            f"data.num_classes={classes}."
+        )
+
+
+def _try(model: nn.Module, data: DataConfig, images: int) -> Trial:
     counts: list[int] = []
 
     def count(layer: nn.Module, _: object, outputs: torch.Tensor) -> None:
-        per_image = outputs.numel() // len(images)
+        per_image = outputs.numel() // images
         counts.append(per_image * layer.weight[0].numel())  # type: ignore[index]
 
-    tried = copy.deepcopy(model).train()
+    tried = _copy(model).train()
     for layer in tried.modules():
         if isinstance(layer, WEIGHTED_LAYERS):
             layer.register_forward_hook(count)
     with torch.random.fork_rng(devices=[]):
-        tried(images).float().sum().backward()
+        outputs = tried(torch.zeros(images, *data.image_shape))
+        check_outputs(outputs, images, data.num_classes, when=" in train mode")
+        outputs.float().sum().backward()
     _check_gradients(tried)
-    wanted = [(name, p) for name, p in tried.named_parameters() if p.requires_grad]
+    # By the model, not by its copy: a layer that thaws later may freeze itself in a forward pass.
+    wanted = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {name: p.grad for name, p in tried.named_parameters()}
     return Trial(
-        multiply_adds=max(sum(counts), sum(p.numel() for _, p in wanted)),
-        unused=tuple(name for name, p in wanted if p.grad is None),
+        multiply_adds=max(sum(counts), sum(wanted.values())),
+        unused=tuple(name for name in wanted if gradients[name] is None),
     )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy; what cannot be copied, such as a lock, is shared with it."""
+    try:
+        return copy.deepcopy(model)
+    except Exception:
+        torchs = vars(nn.Module())
+        own = [
+            value
+            for module in model.modules()
+            for name, value in vars(module).items()
+            if name not in torchs
+        ]
+        shared = {id(value): value for value in own if not _can_be_copied(value)}
+        return copy.deepcopy(model, shared)
+
+
+def _can_be_copied(value: object) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return False
+    return True
 
 
 def _check_gradients(model: nn.Module) -> None:

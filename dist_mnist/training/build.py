@@ -15,7 +15,7 @@ from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.data.splits import DataSplits
 from dist_mnist.distributed.cpu_threads import choose_threads
 from dist_mnist.distributed.gradients import parallelize
-from dist_mnist.distributed.world import World, broadcast_object
+from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
 from dist_mnist.models.build import build_loss, build_model
 from dist_mnist.models.precision import compute_dtype, gradient_scaler
 from dist_mnist.models.trial import Trial, trains_on_one_image, try_out
@@ -76,7 +76,7 @@ def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.M
     trainer = config.trainer
     seed_device(world.device, keyed_seed(config.seed, "weights"))
     model = build_model(config)
-    trial = try_out(model, config.data.image_shape)
+    trial = try_out(model, config.data)
     if _meets_one_image(trainer, world, order):
         _check_one_image(config, model, world)
     _set_cpu_threads(trainer, world, trial)
@@ -87,7 +87,9 @@ def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.M
         return model, model
     model = model.to(world.device)
     trained = _compiled(model, world) if trainer.compile else model
-    return model, parallelize(trained, world, trainer, comes_and_goes=bool(trial.unused))
+    # A network that skips layers by numbers of its own may have skipped some on one rank only.
+    (comes_and_goes,) = all_reduce_max(world, [bool(trial.unused)])
+    return model, parallelize(trained, world, trainer, bool(comes_and_goes))
 
 
 def _set_cpu_threads(trainer: TrainerConfig, world: World, trial: Trial) -> None:
@@ -134,7 +136,7 @@ def _check_batches(trainer: TrainerConfig, world: World, order: EpochOrder) -> N
             "step",
             *(trainer.global_batch_size, order.size),
         )
-    smallest = order.batch_size(len(order) - 1)
+    smallest = min(_batch_sizes(trainer, order))
     if trainer.sync_batch_norm and smallest < world.size:
         # A process without a share would add samples to the statistics that are not in the batch.
         raise InputError(
@@ -144,11 +146,18 @@ def _check_batches(trainer: TrainerConfig, world: World, order: EpochOrder) -> N
         )
 
 
+def _batch_sizes(trainer: TrainerConfig, order: EpochOrder) -> set[int]:
+    """Return the sizes of the run's batches, which may end before the small last one."""
+    steps = min(len(order), trainer.max_steps or len(order))
+    return {order.batch_size(0), order.batch_size(steps - 1)}
+
+
 def _meets_one_image(trainer: TrainerConfig, world: World, order: EpochOrder) -> bool:
-    """Whether some forward pass of an epoch is over a single image."""
+    """Whether batch norm meets a single image in some forward pass of the run."""
+    if trainer.sync_batch_norm and world.size > 1:  # the statistics are of all ranks' images
+        return False
     parts = SHARDS if trainer.reproducible else world.size
-    for batch in {0, len(order) - 1}:
-        size = order.batch_size(batch)
+    for size in _batch_sizes(trainer, order):
         for share in {size // parts, -(-size // parts)}:
             piece = trainer.micro_batch_size or share
             if share and 1 in (min(piece, share), share % piece):
@@ -157,7 +166,7 @@ def _meets_one_image(trainer: TrainerConfig, world: World, order: EpochOrder) ->
 
 
 def _check_one_image(config: Config, model: nn.Module, world: World) -> None:
-    if not trains_on_one_image(model, config.data.image_shape):
+    if not trains_on_one_image(model, config.data):
         raise InputError(
             f"trainer.global_batch_size={config.trainer.global_batch_size} leaves a process "
             f"(of {world.size}) a single image in some step, and batch norm in this model has no "

@@ -8,7 +8,7 @@ from dist_mnist.data.augmentation import NUMBERS_PER_IMAGE, augment
 from dist_mnist.data.images import Batch
 from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.distributed import watchdog
-from dist_mnist.distributed.gradients import without_sync
+from dist_mnist.distributed.gradients import require_averaged, without_sync
 from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.models.precision import autocast
 from dist_mnist.training.finite import NonFiniteError
@@ -23,6 +23,8 @@ def step(state: TrainingState, batch: Batch) -> None:
 
     Raises:
         NonFiniteError: A gradient is not finite; the step was not made.
+        RuntimeError: A parameter had no part in the step, and DDP did not look for such ones; the
+            step was not made.
     """
     world = state.world
     watchdog.enter(Phase.STEP, state.progress.step + 1)
@@ -41,6 +43,7 @@ def step(state: TrainingState, batch: Batch) -> None:
         is_last = index == len(pieces)
         with nullcontext() if is_last else without_sync(state.parallel_model):
             add_gradients(state, some_images, some_labels, weight)
+    require_averaged(state.parallel_model)
     apply_gradients(state)
 
 

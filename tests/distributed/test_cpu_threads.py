@@ -73,12 +73,12 @@ def test_quota(
 def test_work_of_networks() -> None:
     config = make_config("model=mlp", "model.hidden_sizes=[64,64,64]")
     weights = 784 * 64 + 2 * 64 * 64 + 64 * 10
-    found = try_out(build_model(config), config.data.image_shape).multiply_adds
+    found = try_out(build_model(config), config.data).multiply_adds
     assert weights <= found <= weights + 3 * 64 + 10  # biases at most
     config = make_config("model=cnn")
     convolutions = 24**2 * 16 * 25 + 10**2 * 32 * 16 * 9 + 3**2 * 64 * 32 * 9
     linear = 3**2 * 64 * 10
-    found = try_out(build_model(config), config.data.image_shape).multiply_adds
+    found = try_out(build_model(config), config.data).multiply_adds
     assert found == convolutions + linear
 
 

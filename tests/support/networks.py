@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,11 @@ class Odd(nn.Module):
     """A linear network with something odd about it.
 
     Args:
-        how: "tuple" (answers two tensors), "sparse" or "complex" (gradients), "unused" (a layer),
-            "skips" (a layer in every other step) or "norm" (over the features of a batch).
+        how: "tuple" (answers two tensors), "auxiliary" (two of them in train mode), "sparse" or
+            "complex" (gradients), "frozen" (all of it), "locked" (cannot be copied), "unused" (a
+            layer), "skips" (a layer in every other step), "random" (skips it at random), "thaws"
+            (the layer, in its third step), "last" (skips it in step 8 alone) or "norm" (over the
+            features of a batch).
     """
 
     def __init__(self, how: str, **_: Any) -> None:
@@ -111,7 +115,11 @@ class Odd(nn.Module):
             self.table = nn.Embedding(4, 10, sparse=True)
         elif how == "complex":
             self.phase = nn.Parameter(torch.ones(10, dtype=torch.complex64))
-        elif how in ("unused", "skips"):
+        elif how == "frozen":
+            self.requires_grad_(False)
+        elif how == "locked":
+            self.lock = threading.Lock()
+        elif how in ("unused", "skips", "random", "thaws", "last"):
             self.extra = nn.Linear(784, 10)
         elif how == "norm":
             self.norm = nn.BatchNorm1d(10)
@@ -125,8 +133,19 @@ class Odd(nn.Module):
             logits = logits + self.table(torch.zeros(len(images), dtype=torch.int64))
         elif self.how == "complex":
             logits = logits + self.phase.abs()
-        elif self.how == "skips" and self.steps % 2:
-            logits = logits + self.extra(flat)
         elif self.how == "norm":
             logits = self.norm(logits)
-        return (logits, logits) if self.how == "tuple" else logits
+        elif self._takes_extra():
+            logits = logits + self.extra(flat)
+        is_pair = self.how == "tuple" or (self.how == "auxiliary" and self.training)
+        return (logits, logits) if is_pair else logits
+
+    def _takes_extra(self) -> bool:
+        if self.how == "thaws":
+            self.extra.requires_grad_(self.steps > 2)
+        return (
+            self.how == "thaws"
+            or (self.how == "skips" and self.steps % 2 == 1)
+            or (self.how == "random" and bool(torch.rand(()) < 0.5))
+            or (self.how == "last" and self.steps != 8)
+        )

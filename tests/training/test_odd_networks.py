@@ -39,6 +39,8 @@ def test_tutorial_cnn_trains(size: int, small: list[str]) -> None:
     ("how", "told"),
     [
         ("tuple", "model returns a tuple: it must return one tensor"),
+        ("auxiliary", "model returns a tuple in train mode: it must return one tensor"),
+        ("frozen", "model has nothing to train: give it a parameter"),
         ("sparse", r"model\.table\.weight has sparse gradients"),
         ("complex", r"model\.phase has complex gradients"),
     ],
@@ -46,6 +48,10 @@ def test_tutorial_cnn_trains(size: int, small: list[str]) -> None:
 def test_refused_before_training(how: str, told: str, small: list[str]) -> None:
     with pytest.raises(InputError, match=told):
         run_once([*small, *odd(how)])
+
+
+def test_network_that_cannot_be_copied(small: list[str]) -> None:
+    run_once([*small, *odd("locked")])
 
 
 def test_lbfgs_is_refused(small: list[str]) -> None:
@@ -63,6 +69,17 @@ def test_layer_that_comes_and_goes(small: list[str]) -> None:
     run_ranks(2, run_once, [*small, *odd("skips"), "trainer.find_unused_parameters=true"])
 
 
+@pytest.mark.parametrize("how", ["random", "last"])
+def test_skipped_layer_is_told_in_its_step(how: str, small: list[str]) -> None:
+    # The last of the 8 steps too, which no forward pass follows.
+    with pytest.raises(InputError, match=r"trainer\.find_unused_parameters=true"):
+        run_ranks(2, run_once, [*small, *odd(how), "trainer.find_unused_parameters=false"])
+
+
+def test_layer_that_thaws(small: list[str]) -> None:
+    run_ranks(2, run_once, [*small, *odd("thaws")])
+
+
 def test_batch_norm_of_one_image(small: list[str]) -> None:
     # 153 samples in batches of 19: the last batch is one sample.
     for overrides in (["trainer.global_batch_size=19"], ["trainer.micro_batch_size=19"]):
@@ -71,12 +88,23 @@ def test_batch_norm_of_one_image(small: list[str]) -> None:
     run_once([*small, *odd("plain"), "trainer.global_batch_size=19"])
 
 
+def test_batch_norm_never_meets_one_image(small: list[str]) -> None:
+    run_once([*small, *odd("norm"), "trainer.global_batch_size=19", "trainer.max_steps=4"])
+
+
+def test_synchronized_batch_norm_of_one_image_each(small: list[str]) -> None:
+    # Its statistics are of both images; what is refused is only the CPU.
+    both = ["trainer.global_batch_size=2", "trainer.max_steps=4", "trainer.sync_batch_norm=true"]
+    with pytest.raises(InputError, match="needs GPUs"):
+        run_ranks(2, run_once, [*small, *odd("norm"), *both])
+
+
 def test_trial_leaves_no_trace() -> None:
     config = make_config("model=cnn")
     model = build_model(config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    try_out(model, config.data.image_shape)
+    try_out(model, config.data)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())
