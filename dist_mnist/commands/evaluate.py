@@ -43,7 +43,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     with session(config.trainer["device"], config.trainer["timeout_seconds"]) as world:
         log_to_console(world.is_main)
         started = perf_counter()
-        path = checkpoint.resolve(Path(config.checkpoint or "").expanduser())
+        path = checkpoint.resolve(Path(config.checkpoint or ""))
         changes = {
             "data": config.data,
             "trainer": config.trainer,

@@ -27,7 +27,7 @@ def require_same(world: World, facts: Mapping[str, Any]) -> None:
     Raises:
         InputError: A rank differs from rank 0; the message names the fact and both values.
     """
-    flat = flatten(facts)
+    flat = _flatten(facts)
     text = json.dumps(flat, sort_keys=True, default=str)
     digest = int(hashlib.sha256(text.encode()).hexdigest(), 16) % 2**DIGEST_BITS
     highest, negated_lowest = all_reduce_max(world, [float(digest), -float(digest)])
@@ -38,11 +38,11 @@ def require_same(world: World, facts: Mapping[str, Any]) -> None:
     raise InputError(_difference(everyone))
 
 
-def flatten(value: Any, name: str = "") -> dict[str, Any]:
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
     """Return nested mappings as one, with dotted names as on the command line."""
     if not isinstance(value, Mapping):
         return {name: value}
-    parts = [flatten(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
+    parts = [_flatten(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
     return {key: part for flat in parts for key, part in flat.items()}
 
 

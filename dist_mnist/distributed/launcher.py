@@ -197,7 +197,7 @@ def _start_time(pid: int) -> str:
 
 def is_alone() -> bool:
     """Whether no launcher has started this process together with others, or for a cluster."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" and not is_cluster_job()
+    return _count("WORLD_SIZE") < 2 and not is_cluster_job()
 
 
 def is_cluster_job() -> bool:

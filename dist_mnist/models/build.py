@@ -8,7 +8,7 @@ from torch import nn
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config
 from dist_mnist.config.targets import instantiate
-from dist_mnist.models.trial import check_outputs
+from dist_mnist.models.trial import check_outputs, or_contiguous
 
 
 def build_model(config: Config) -> nn.Module:
@@ -24,23 +24,15 @@ def build_model(config: Config) -> nn.Module:
     )
     data = config.data
     try:
-        outputs = _outputs(model.eval(), data.image_shape)
+        model = model.eval().to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            outputs = or_contiguous(model, lambda: model(torch.zeros(2, *data.image_shape)))
     except Exception as error:
         raise InputError(
             f"model cannot take images of shape {data.image_shape}: {one_line(error)}."
         ) from error
     check_outputs(outputs, 2, data.num_classes)
     return model
-
-
-def _outputs(model: nn.Module, image_shape: list[int]) -> object:
-    with torch.no_grad():
-        try:
-            model.to(memory_format=torch.channels_last)
-            return model(torch.zeros(2, *image_shape))
-        except Exception:  # such as `view`, whose answer is in the wrong order then
-            model.to(memory_format=torch.contiguous_format)
-            return model(torch.zeros(2, *image_shape))
 
 
 def build_loss(config: Config) -> nn.Module:

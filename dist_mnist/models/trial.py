@@ -4,7 +4,9 @@ A copy is tried, so the network's weights, statistics and random numbers stay as
 """
 
 import copy
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from torch import nn
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import DataConfig
 
+T = TypeVar("T")
 WEIGHTED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -43,17 +46,25 @@ def try_out(model: nn.Module, data: DataConfig) -> Trial:
             "model has nothing to train: give it a parameter whose requires_grad is true."
         )
     try:
-        return _try(model, data, images=2)
-    except InputError:
-        raise
-    except Exception:  # such as `view`, on images that are channels last
-        model.to(memory_format=torch.contiguous_format)
-    try:
-        return _try(model, data, images=2)
+        return or_contiguous(model, partial(_try, model, data, images=2))
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"model cannot be trained: {one_line(error)[:300]}.") from error
+
+
+def or_contiguous(model: nn.Module, attempt: Callable[[], T]) -> T:
+    """Return what an attempt returns; if it fails, make the model contiguous and try once more.
+
+    `view` fails on images that are channels last.
+    """
+    try:
+        return attempt()
+    except InputError:
+        raise
+    except Exception:
+        model.to(memory_format=torch.contiguous_format)
+        return attempt()
 
 
 def trains_on_one_image(model: nn.Module, data: DataConfig) -> bool:

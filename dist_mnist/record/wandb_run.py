@@ -24,7 +24,7 @@ from dist_mnist.config.schema import TrackingConfig, TrackingMode
 from dist_mnist.record import wandb_variables
 from dist_mnist.record.journal import Line
 from dist_mnist.record.tracker import NO_MEDIA, BackgroundTracker, Media, Table, Tracker
-from dist_mnist.record.wandb_variables import Resume
+from dist_mnist.record.wandb_variables import ResumePolicy
 
 if TYPE_CHECKING:
     import wandb
@@ -145,7 +145,7 @@ def start_tracking(
     return BackgroundTracker(start, _let_go)
 
 
-def _check(config: TrackingConfig, run_dir: Path, run_id: str, resume: Resume) -> None:
+def _check(config: TrackingConfig, run_dir: Path, run_id: str, resume: ResumePolicy) -> None:
     """Raise an `InputError` for the mistakes that show without a server."""
     import wandb
 
@@ -169,7 +169,7 @@ def _settings(
     config: TrackingConfig,
     run_dir: Path,
     run_id: str,
-    resume: Resume,
+    resume: ResumePolicy,
 ) -> "wandb.Settings":
     import wandb
 
@@ -196,7 +196,7 @@ def _begin(
     config: TrackingConfig,
     run_dir: Path,
     run_id: str,
-    resume: Resume,
+    resume: ResumePolicy,
     run_config: dict[str, Any],
 ) -> "wandb.Run":
     """Return a run that wandb has begun: online if wanted and possible, else offline."""

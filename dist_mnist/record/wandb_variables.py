@@ -19,7 +19,7 @@ from dist_mnist.record.files import write_atomically
 PROJECT = "dist_mnist"
 MODES = {"": "auto", "run": "online", "dryrun": "offline"}  # WANDB_MODE's other values
 
-Resume = Literal["allow", "must", "never"]
+ResumePolicy = Literal["allow", "must", "never"]
 
 _used_ids: dict[str, Path] = {}  # of WANDB_RUN_ID in this process, and the directories they went to
 
@@ -72,7 +72,7 @@ def requested_mode(mode: TrackingMode) -> TrackingMode:
         raise InputError(f"WANDB_MODE={chosen} is none of online, offline and disabled.") from None
 
 
-def resume_policy(run_dir: Path) -> Resume:
+def resume_policy(run_dir: Path) -> ResumePolicy:
     """Return what wandb must find on its server; WANDB_RESUME decides at a directory's first start.
 
     Later starts of the directory continue its run, whatever the variable says.

@@ -12,17 +12,14 @@ from dist_mnist.record import checkpoint
 from dist_mnist.record.directory import lock_run_directory
 from dist_mnist.record.journal import read_journal
 from dist_mnist.training.run import run
-from tests.support.configs import SOLO, make_config
+from tests.support.configs import SMALL_DATA, SOLO, make_config
 from tests.support.processes import run_ranks
 from tests.support.runs import assert_equal, result, run_once
 
 SMALL = (
-    "data=fashion_mnist",
-    "data.validation_size=50",
-    "trainer.global_batch_size=20",  # 153 samples: 8 steps an epoch, the last one of 13
+    *SMALL_DATA,
     "trainer.epochs=3",
     "trainer.log_every_steps=3",
-    "trainer.device=cpu",
     "model.dropout=0.2",
 )
 

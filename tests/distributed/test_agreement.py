@@ -8,17 +8,11 @@ import pytest
 from dist_mnist.config.errors import InputError
 from dist_mnist.distributed.agreement import require_same
 from dist_mnist.distributed.session import session
+from tests.support.configs import SMALL_DATA
 from tests.support.processes import run_ranks
 from tests.support.runs import run_once
 
-RUN = (
-    "data=fashion_mnist",
-    "data.validation_size=50",
-    "trainer.global_batch_size=20",
-    "trainer.epochs=1",
-    "trainer.device=cpu",
-    "model=mlp",
-)
+RUN = (*SMALL_DATA, "trainer.epochs=1", "model=mlp")
 
 
 def run_with_own(overrides: list[str], own: list[str]) -> None:

@@ -20,19 +20,16 @@ from dist_mnist.distributed.signals import INTERRUPTED, STOPPED
 from dist_mnist.record import checkpoint
 from dist_mnist.training.finite import NonFiniteError
 from tests import faults
-from tests.support.configs import CHECKOUT
+from tests.support.configs import CHECKOUT, SMALL_DATA
 from tests.support.datasets import write_idx
 from tests.support.processes import free_port, python, run_ranks, torchrun
 from tests.support.runs import assert_equal, result, run_once
 from tests.support.wandb_cli import inspect
 
 SMALL = (
-    "data=fashion_mnist",
-    "data.validation_size=50",
-    "trainer.global_batch_size=20",  # 153 samples: 8 steps an epoch, the last one of 13
+    *SMALL_DATA,
     "trainer.epochs=2",
     "trainer.log_every_steps=3",
-    "trainer.device=cpu",
     "model=mlp",
     "model.hidden_sizes=[16]",
     "model.dropout=0.2",

@@ -3,12 +3,13 @@
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.launch.hosts import Host, wait_until
+from tests.launch.hosts import Host, network, require, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun")
 GPUS_OF_A_NODE = 2  # which are no GPUs: SLURM only counts them
@@ -111,6 +112,25 @@ class Cluster:
             return self.call("sinfo", "-h", "-n", node.name, "-o", "%t").split()[0] == state
 
         wait_until(is_there, seconds, f"node {node.name} is {state}")
+
+
+@contextmanager
+def cluster_of(*names: str) -> Iterator[Cluster]:
+    """Bring a cluster up on virtual nodes of its own; skip the test where a program is missing."""
+    require(*PROGRAMS)
+    with (
+        tempfile.TemporaryDirectory() as folder,  # whose path is short enough for a socket
+        network(Path(folder), ["head", *names], own_name_is_loopback=True) as (head, *nodes),
+        cluster(Path(folder), head, nodes) as running,
+    ):
+        yield running
+
+
+def end_jobs(slurm: Cluster) -> None:
+    """End the jobs that a failed test has left."""
+    if slurm.call("squeue", "-h"):
+        slurm.call("scancel", "--user=root")
+        wait_until(lambda: not slurm.call("squeue", "-h"), 60, "no job is left")
 
 
 @contextmanager

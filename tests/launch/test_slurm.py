@@ -1,7 +1,6 @@
 """launch/slurm.sh on a SLURM cluster of four virtual nodes, and what can happen to a job there."""
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 
 from tests import faults
 from tests.launch import slurm, trainings
-from tests.launch.hosts import network, require, wait_until
+from tests.launch.hosts import wait_until
 from tests.launch.slurm import Cluster
 from tests.launch.trainings import LAUNCH, agent_on, ranks_on, wait_for_step
 
@@ -20,12 +19,7 @@ NODES = ("n1", "n2", "n3", "n4")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Four nodes of two cores and two (pretended) GPUs each."""
-    require(*slurm.PROGRAMS)
-    with (
-        tempfile.TemporaryDirectory() as folder,  # whose path is short enough for a socket
-        network(Path(folder), ["head", *NODES], own_name_is_loopback=True) as (head, *nodes),
-        slurm.cluster(Path(folder), head, nodes) as running,
-    ):
+    with slurm.cluster_of(*NODES) as running:
         yield running
 
 
@@ -33,9 +27,7 @@ def cluster() -> Iterator[Cluster]:
 def no_job_is_left(cluster: Cluster) -> Iterator[None]:
     """End the jobs of a test that has failed."""
     yield
-    if cluster.call("squeue", "-h"):
-        cluster.call("scancel", "--user=root")
-        wait_until(lambda: not cluster.call("squeue", "-h"), 60, "no job is left")
+    slurm.end_jobs(cluster)
 
 
 def submit(

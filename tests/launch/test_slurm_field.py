@@ -2,14 +2,13 @@
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.launch import slurm, trainings
-from tests.launch.hosts import network, require, wait_until
+from tests.launch.hosts import wait_until
 from tests.launch.slurm import Cluster
 from tests.launch.trainings import LAUNCH
 
@@ -19,21 +18,14 @@ NODES = ("n1", "n2")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    require(*slurm.PROGRAMS)
-    with (
-        tempfile.TemporaryDirectory() as folder,  # whose path is short enough for a socket
-        network(Path(folder), ["head", *NODES], own_name_is_loopback=True) as (head, *nodes),
-        slurm.cluster(Path(folder), head, nodes) as running,
-    ):
+    with slurm.cluster_of(*NODES) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
 def no_job_is_left(cluster: Cluster) -> Iterator[None]:
     yield
-    if cluster.call("squeue", "-h"):
-        cluster.call("scancel", "--user=root")
-        wait_until(lambda: not cluster.call("squeue", "-h"), 60, "no job is left")
+    slurm.end_jobs(cluster)
 
 
 @pytest.fixture

@@ -18,19 +18,16 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Resume
 from dist_mnist.record import checkpoint
 from dist_mnist.record.directory import lock_run_directory, write_config
-from tests.support.configs import make_config
+from tests.support.configs import SMALL_DATA, make_config
 from tests.support.processes import python
 from tests.support.runs import assert_equal, result, run_once
 
 SMALL = (
-    "data=fashion_mnist",
-    "data.validation_size=50",
+    *SMALL_DATA,
     "model=mlp",
     "model.hidden_sizes=[16]",
-    "trainer.global_batch_size=20",  # 153 samples: 8 steps an epoch, the last one of 13
     "trainer.epochs=3",
     "trainer.log_every_steps=3",
-    "trainer.device=cpu",
 )
 Disk = Any  # a function of a size, which mounts or remounts
 

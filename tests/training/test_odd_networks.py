@@ -8,7 +8,7 @@ import torch
 from dist_mnist.config.errors import InputError
 from dist_mnist.models.build import build_model
 from dist_mnist.models.trial import try_out
-from tests.support.configs import make_config
+from tests.support.configs import SMALL_DATA, make_config
 from tests.support.processes import run_ranks
 from tests.support.runs import run_once
 
@@ -20,8 +20,7 @@ LBFGS = ("optimizer._target_=torch.optim.LBFGS", *(f"~optimizer.{key}" for key i
 def small(small_root: Path, tmp_path: Path) -> list[str]:
     """Overrides of a small run with a network of the tests."""
     return [
-        *("data=fashion_mnist", f"data.root={small_root}", "data.validation_size=50"),
-        *("trainer.global_batch_size=20", "trainer.epochs=1", "trainer.device=cpu"),
+        *(*SMALL_DATA, f"data.root={small_root}", "trainer.epochs=1"),
         *(f"run_dir={tmp_path / 'run'}", "trusted_modules=[tests.support.networks]", "model=mlp"),
     ]
 

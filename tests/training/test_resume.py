@@ -5,17 +5,11 @@ from pathlib import Path
 import pytest
 
 from dist_mnist.config.errors import InputError
+from tests.support.configs import SMALL_DATA
 from tests.support.datasets import make_family_files
 from tests.support.runs import run_once
 
-RUN = (
-    "data=fashion_mnist",
-    "data.validation_size=50",
-    "trainer.global_batch_size=20",
-    "trainer.epochs=1",
-    "trainer.device=cpu",
-    "model=mlp",
-)
+RUN = (*SMALL_DATA, "trainer.epochs=1", "model=mlp")
 
 
 @pytest.mark.parametrize("normalize", [True, False])
