@@ -23,9 +23,7 @@ def trained(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return result.run_dir, result.test.accuracy
 
 
-def test_loaded_classifier_scores_as_the_run_did(
-    small_root: Path, trained: tuple[Path, float]
-) -> None:
+def test_loaded_classifier_scores_as_its_run(small_root: Path, trained: tuple[Path, float]) -> None:
     run_dir, accuracy = trained
     config = dist_mnist.compose_config("data=fashion_mnist", f"data.root={small_root}")
     test, _ = load_part(config.data, train=False)

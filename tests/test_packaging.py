@@ -23,7 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_conf_and_mnist_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contents(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     inside = {name.removeprefix("dist_mnist/") for name in names if name.startswith("dist_mnist/")}
     conf = {
@@ -35,7 +35,7 @@ def test_the_wheel_holds_conf_and_mnist_and_nothing_else(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_trains_from_another_directory(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_trains_elsewhere(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     options = ("--no-deps", "--no-index", "--quiet", "--target", str(site))
     installed = python("-m", "pip", "install", *options, str(wheel))
@@ -75,7 +75,7 @@ def test_the_console_script_is_there() -> None:
     assert "torchrun" in shown.stdout
 
 
-def test_the_top_level_is_what_the_user_asked_for() -> None:
+def test_top_level() -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )

@@ -53,7 +53,7 @@ def test_a_contender_trains_in_two_processes(name: str, mnist_root: Path, tmp_pa
     assert result["world_size"] == 2
 
 
-def test_the_initial_weights_are_those_of_a_run(mnist_root: Path, tmp_path: Path) -> None:
+def test_initial_weights_match_a_run(mnist_root: Path, tmp_path: Path) -> None:
     config = make_config("model=cnn", "seed=0", f"data.root={mnist_root}")
     splits = load_splits(config.data, config.seed, config.trusted_modules)
     expected = build_training_state(config, SOLO, splits).model.state_dict()
@@ -85,7 +85,7 @@ def test_a_contender_that_skips_work_is_named() -> None:
     assert "lazy" in complaint
 
 
-def test_the_table_and_the_picture_show_every_contender(tmp_path: Path) -> None:
+def test_every_contender_is_shown(tmp_path: Path) -> None:
     result = result_of({OURS: measured(0.96, 2.0), "plain PyTorch": measured(0.96, 5.0)})
     markdown = _markdown("mlp, batch 128, 1 process", result)
     assert "| dist_mnist | 2.5 (2 to 3) | 1 | 96.00 % " in markdown

@@ -24,7 +24,7 @@ def test_contenders_run_in_turn() -> None:
     assert [run["nth"] for run in results["b"]] == [2, 4]
 
 
-def test_a_spread_is_the_median_and_the_extremes() -> None:
+def test_spread() -> None:
     assert Spread.of([3.0, 1.0, 7.0]) == Spread(3.0, 1.0, 7.0)
     assert table(["a", "b"], [(1, 2)]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
@@ -35,7 +35,7 @@ def test_a_program_that_fails_is_reported() -> None:
 
 
 @pytest.mark.slow
-def test_the_loop_benchmark_times_every_kind_of_step(small_root: Path) -> None:
+def test_loop_benchmark(small_root: Path) -> None:
     done = torchrun(
         2,
         *("--rounds", "2", "--steps", "3", "data=fashion_mnist", f"data.root={small_root}"),
@@ -52,7 +52,7 @@ def test_the_loop_benchmark_times_every_kind_of_step(small_root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_startup_benchmark_ends_with_the_first_step(small_root: Path, tmp_path: Path) -> None:
+def test_startup_benchmark(small_root: Path, tmp_path: Path) -> None:
     ours = ["data=fashion_mnist", f"data.root={small_root}", f"run_dir={tmp_path / 'run'}"]
     launched = time.time()
     done = python(

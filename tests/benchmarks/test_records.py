@@ -42,7 +42,7 @@ def test_results_has_the_tables_of_the_record(name: str) -> None:
     assert not [row for row in rows if row not in results.splitlines()]
 
 
-def test_results_counts_the_runs_that_were_killed() -> None:
+def test_results_count_kills() -> None:
     stories = json.loads((RECORDS / "faults.json").read_text(encoding="utf-8"))
     kills = sum(len(story["instants"]) for story in stories)
     torn, equal = (sum(story[key] for story in stories) for key in ("torn", "is_equal"))
@@ -50,7 +50,7 @@ def test_results_counts_the_runs_that_were_killed() -> None:
     assert row in (FOLDER / "RESULTS.md").read_text(encoding="utf-8").splitlines()
 
 
-def test_results_has_the_noise_scales_of_the_projection() -> None:
+def test_results_have_noise_scales() -> None:
     results = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
     for network in read_record(RECORDS, "projection")["networks"].values():
         assert f"{network['noise_scale']:,.0f} images" in results

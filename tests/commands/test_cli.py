@@ -43,7 +43,7 @@ def call(
         ("+trainer.epochs", "trainer.epochs"),
     ],
 )
-def test_a_mistake_ends_at_once_with_one_sentence(
+def test_mistake_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     small_root: Path,
@@ -70,7 +70,7 @@ def test_a_mistake_ends_at_once_with_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
-def test_help_and_the_composed_config_are_readable(
+def test_help_and_composed_config(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, _ = call(monkeypatch, capsys, "--help")
@@ -104,7 +104,7 @@ def test_every_command_has_help(
 @pytest.mark.parametrize(
     ("word", "nearest"), [("evalute", "evaluate"), ("trian", "train"), ("x", "")]
 )
-def test_a_mistyped_command_is_answered_with_the_nearest(
+def test_mistyped_command_gets_a_suggestion(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, nearest: str
 ) -> None:
     status, out, err = call(monkeypatch, capsys, word, "checkpoint=x")
@@ -113,7 +113,7 @@ def test_a_mistyped_command_is_answered_with_the_nearest(
     assert err.count("\n") == 1
 
 
-def test_a_sweep_gives_every_job_a_directory_of_its_own(
+def test_sweep_jobs_have_own_directories(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     small_root: Path,
@@ -135,9 +135,7 @@ def test_a_sweep_gives_every_job_a_directory_of_its_own(
     assert len(list(tmp_path.glob("sweep/[01]/checkpoints/last.safetensors"))) == 2
 
 
-def test_the_last_line_is_the_result_and_evaluate_repeats_it(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_evaluate_repeats_the_result(small_root: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     trained = python(
         *("-m", "dist_mnist", "data=fashion_mnist", f"data.root={small_root}"),
@@ -153,7 +151,7 @@ def test_the_last_line_is_the_result_and_evaluate_repeats_it(
     assert evaluated.stdout.splitlines()[-1].split(" in ")[0] == last.split(" in ")[0]
 
 
-def test_evaluate_names_a_checkpoint_that_cannot_be_used(
+def test_evaluate_names_a_bad_checkpoint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -133,7 +133,7 @@ def test_a_forged_checkpoint_is_refused(
     assert not Path("intruded").exists()
 
 
-def test_an_honest_file_of_the_same_make_is_read(tmp_path: Path) -> None:
+def test_harmless_file_is_read(tmp_path: Path) -> None:
     honest = forged(REFERENCE, {"model.w": tensor([4], 0, 16)}, bytes(16))
     (tmp_path / "honest.safetensors").write_bytes(honest)
     model = checkpoint.load(tmp_path / "honest.safetensors")["model"]
@@ -214,7 +214,7 @@ def test_a_checkpoints_config_chooses_no_code(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_that_goes_on_takes_no_config_from_its_checkpoint(
+def test_resume_ignores_config_in_checkpoint(
     trained: Path, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -261,7 +261,7 @@ OTHERS = st.one_of(
 )
 
 
-def test_values_of_other_types_are_refused_or_harmless(
+def test_values_of_wrong_types(
     trained: Path, small_root: Path, tmp_path: Path, no_network: None
 ) -> None:
     whole = checkpoint.load(trained / "checkpoints" / "last.safetensors")
@@ -341,7 +341,7 @@ def idx_files(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.parametrize("name", IDX_NAMES)
-def test_data_files_with_anything_in_them_are_refused_or_right(
+def test_fuzzed_idx_files(
     name: str, small_root: Path, tmp_path: Path, no_network: None, no_gigabytes: None
 ) -> None:
     folder, *files = IDX_NAMES[name]
@@ -368,9 +368,7 @@ def test_data_files_with_anything_in_them_are_refused_or_right(
 
 
 @pytest.mark.parametrize("content", [{}, 3, (1,), (torch.zeros(3), torch.zeros(3)), ([], [])])
-def test_torchvisions_older_files_with_anything_in_them_are_refused(
-    content: object, tmp_path: Path, no_network: None
-) -> None:
+def test_fuzzed_torchvision_files(content: object, tmp_path: Path, no_network: None) -> None:
     folder = tmp_path / "FashionMNIST" / "processed"
     folder.mkdir(parents=True)
     for name in ("training.pt", "test.pt"):

@@ -16,7 +16,7 @@ from tests.commands.test_cli import call
 @pytest.mark.parametrize(
     "value", ["a/lr=0.1", "läufe/x", "a#b", "a(1)", "a/{b}", 'sagt "ja"=x', "it's=x"]
 )
-def test_a_value_that_must_be_quoted_is_answered_with_its_quotes(value: str) -> None:
+def test_unquoted_value_gets_a_hint(value: str) -> None:
     with pytest.raises(InputError) as raised:
         compose_config(f"run_dir={value}")
     message = str(raised.value)
@@ -26,7 +26,7 @@ def test_a_value_that_must_be_quoted_is_answered_with_its_quotes(value: str) -> 
 
 
 @pytest.mark.parametrize("override", ["run_dir=[1,2", "run_dir='a", "läufe=3"])
-def test_what_quotes_would_not_mend_is_not_answered_with_them(override: str) -> None:
+def test_no_hint_where_quotes_do_not_help(override: str) -> None:
     with pytest.raises(InputError, match=r"cannot be read .*check its brackets and quotes"):
         compose_config(override)
 
@@ -34,7 +34,7 @@ def test_what_quotes_would_not_mend_is_not_answered_with_them(override: str) -> 
 @pytest.mark.parametrize(
     "folder", ["runs/first", "my runs/a", "läufe/lr=0.1", "a'b", "$HOME", "a,b"]
 )
-def test_an_override_to_copy_is_read_as_it_was_meant(folder: str) -> None:
+def test_copied_override_keeps_its_value(folder: str) -> None:
     (copied,) = shlex.split(to_copy("run_dir", folder))
     assert compose_config(copied).run_dir == folder
 
@@ -63,7 +63,7 @@ def test_the_home_folder_is_found(
         (["evaluate"], "checkpoint=~/nowhere", "/home/me/nowhere does not exist"),
     ],
 )
-def test_a_path_that_is_none_ends_in_a_sentence(
+def test_unusable_path_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,

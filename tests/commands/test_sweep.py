@@ -10,7 +10,7 @@ from tests.support.processes import python
 RUN = ("data=fashion_mnist", "data.validation_size=50", "trainer.max_steps=4", "model=mlp")
 
 
-def test_failed_job_is_told_and_the_next_one_runs(small_root: Path, tmp_path: Path) -> None:
+def test_failed_job_does_not_end_a_sweep(small_root: Path, tmp_path: Path) -> None:
     done = python(
         *("-m", "dist_mnist", "--multirun", *RUN, f"data.root={small_root}", "optimizer=sgd"),
         *("trainer.device=cpu", f"run_dir={tmp_path}", "optimizer.lr=1e30,0.01,1e30"),

@@ -29,7 +29,7 @@ SMALL = (
     [pytest.param(1, [11], marks=pytest.mark.slow), (2, [3, 16])],
     ids=["once", "twice"],
 )
-def test_a_run_that_stopped_continues_as_if_it_had_not(
+def test_stopped_run_continues_exactly(
     small_root: Path, tmp_path: Path, size: int, stops: list[int]
 ) -> None:
     overrides = [*SMALL, f"data.root={small_root}"]
@@ -51,7 +51,7 @@ def test_a_run_that_stopped_continues_as_if_it_had_not(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_checkpoint_in_the_middle_of_an_epoch_is_enough(small_root: Path, tmp_path: Path) -> None:
+def test_resume_inside_an_epoch(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     run_once([*overrides, "trainer.checkpoint_every_steps=5"])
     whole, journal = result(tmp_path)
@@ -74,7 +74,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_enough(small_root: Path, tmp_
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_finished_run_goes_on_with_more_epochs(small_root: Path, tmp_path: Path) -> None:
+def test_finished_run_takes_more_epochs(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     run_once(overrides)
     run_once([*overrides, "trainer.epochs=5"])
@@ -92,9 +92,7 @@ def test_a_finished_run_is_only_tested_again(small_root: Path, tmp_path: Path) -
     assert_equal(before, result(tmp_path))
 
 
-def test_the_journal_has_its_lines_and_the_directory_its_files(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_run_leaves_its_files(small_root: Path, tmp_path: Path) -> None:
     run_once([*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"])
     lines = read_journal(tmp_path / "metrics.jsonl")
     epochs = [line for line in lines if line["kind"] == "epoch"]
@@ -120,7 +118,7 @@ def test_the_journal_has_its_lines_and_the_directory_its_files(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_that_was_cut_short_can_be_looked_at_again(small_root: Path, tmp_path: Path) -> None:
+def test_interrupted_run_can_be_read(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=11"]
     run_once(overrides)
     before = result(tmp_path)
@@ -129,9 +127,7 @@ def test_a_run_that_was_cut_short_can_be_looked_at_again(small_root: Path, tmp_p
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_options_of_the_optimizer_are_those_of_the_latest_launch(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_resume_takes_new_optimizer_options(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     run_once([*overrides, "trainer.max_steps=3"])
     run_once([*overrides, "trainer.max_steps=5", "optimizer.weight_decay=0.7"])
@@ -140,9 +136,7 @@ def test_the_options_of_the_optimizer_are_those_of_the_latest_launch(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_without_its_best_checkpoint_a_run_tests_its_last_state(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_missing_best_tests_last_state(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     run_once(overrides)
     (tmp_path / "checkpoints" / "best.safetensors").unlink()
@@ -151,9 +145,7 @@ def test_without_its_best_checkpoint_a_run_tests_its_last_state(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_without_a_validation_part_the_last_state_is_the_result(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_no_validation_tests_last_state(small_root: Path, tmp_path: Path) -> None:
     run_once([*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "data.validation_size=0"])
     last, lines = result(tmp_path)
     best = checkpoint.load(tmp_path / "checkpoints" / "best.safetensors")
@@ -173,9 +165,7 @@ def test_without_a_validation_part_the_last_state_is_the_result(
         "optimizer=sgd",
     ],
 )
-def test_what_cannot_continue_a_run_is_refused_and_touches_nothing(
-    small_root: Path, tmp_path: Path, override: str
-) -> None:
+def test_unusable_resume_touches_nothing(small_root: Path, tmp_path: Path, override: str) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=2"]
     run_once(overrides)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -185,7 +175,7 @@ def test_what_cannot_continue_a_run_is_refused_and_touches_nothing(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_resume_says_whether_a_run_may_be_there(small_root: Path, tmp_path: Path) -> None:
+def test_resume_modes(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", "trainer.max_steps=2", f"run_dir={tmp_path}"]
     with pytest.raises(InputError, match="holds no checkpoint and resume=must"):
         run_once([*overrides, "resume=must"])
@@ -196,7 +186,7 @@ def test_resume_says_whether_a_run_may_be_there(small_root: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_two_launches_cannot_share_a_run_directory(
+def test_two_launches_cannot_share_a_directory(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dist_mnist.record.directory.LOCK_PATIENCE_SECONDS", 0.2)
@@ -211,14 +201,14 @@ def test_two_launches_cannot_share_a_run_directory(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_directory_that_cannot_be_written_is_named(small_root: Path, tmp_path: Path) -> None:
+def test_unwritable_run_directory_is_named(small_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"run_dir=.*file/run cannot be written"):
         run_once([*SMALL, f"data.root={small_root}", f"run_dir={tmp_path / 'file' / 'run'}"])
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_launch_that_is_restarted_finds_its_directory_again(
+def test_restarted_launch_finds_its_directory(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -233,7 +223,7 @@ def test_a_launch_that_is_restarted_finds_its_directory_again(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_batch_job_has_a_directory_for_each_of_its_trainings_and_finds_them_when_requeued(
+def test_requeued_job_finds_its_directories(
     small_root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -260,9 +250,7 @@ def test_a_batch_job_has_a_directory_for_each_of_its_trainings_and_finds_them_wh
     assert "holds no checkpoint: starting from the beginning" in caplog.text
 
 
-def test_a_restart_waits_for_processes_that_the_network_has_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_restart_waits_for_lost_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dist_mnist.record.directory.LOCK_PATIENCE_SECONDS", 0.1)
     lost = FileLock(tmp_path / ".lock", thread_local=False)
     lost.acquire()
@@ -276,7 +264,7 @@ def test_a_restart_waits_for_processes_that_the_network_has_lost(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_lines_that_the_journal_has_lost_are_told(
+def test_lost_journal_lines_are_reported(
     small_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]

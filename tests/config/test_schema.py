@@ -46,7 +46,7 @@ def test_every_choice_composes_and_runs(
     assert test.count == lines[-1]["test/count"] > 0
 
 
-def test_the_groups_are_those_that_users_are_told_of() -> None:
+def test_documented_groups_exist() -> None:
     assert {group for group, _ in CHOICES} == {
         *("data", "model", "loss", "optimizer", "scheduler"),
         *("augmentation", "trainer", "tracking", "experiment"),
@@ -63,7 +63,7 @@ def test_the_tutorial_is_as_it_was() -> None:
     assert (config.data.validation_size, config.data.normalize) == (0, False)
 
 
-def test_an_experiment_beats_the_defaults_and_the_command_line_beats_both() -> None:
+def test_override_precedence() -> None:
     assert make_config("experiment=tutorial").trainer.epochs == 3
     assert make_config("experiment=tutorial", "trainer.epochs=1").trainer.epochs == 1
 
@@ -80,7 +80,7 @@ def test_an_experiment_beats_the_defaults_and_the_command_line_beats_both() -> N
         "resume=perhaps",
     ],
 )
-def test_unknown_keys_and_wrong_types_fail_while_composing(override: str) -> None:
+def test_unknown_keys_and_wrong_types(override: str) -> None:
     with pytest.raises(InputError, match=override.partition("=")[0]):
         make_config(override)
 
@@ -108,7 +108,7 @@ def test_values_that_cannot_be_are_named(override: str) -> None:
         make_config(override)
 
 
-def test_log_probabilities_cannot_be_held_against_one_hot_targets() -> None:
+def test_mse_of_log_probabilities_is_refused() -> None:
     with pytest.raises(InputError, match=r"model\.log_probabilities=True"):
         make_config("experiment=tutorial", "loss=mse")
     make_config("experiment=tutorial", "loss=mse", "model.log_probabilities=false")
@@ -126,6 +126,6 @@ def test_a_config_survives_its_plain_form() -> None:
     "plain",
     [{}, {"data": 3}, {"nonsense": 1}, {"run_dir": "${oc.env:HOME}"}, {"run_dir": "\\${a}"}],
 )
-def test_a_plain_form_of_something_else_is_refused(plain: dict[str, Any]) -> None:
+def test_wrong_container_is_refused(plain: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="config cannot be used"):
         config_from_plain(plain, {})

@@ -9,7 +9,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.targets import instantiate
 
 
-def test_nested_targets_and_plain_lists_are_built() -> None:
+def test_nested_targets_are_built() -> None:
     config = {
         "_target_": "torch.nn.Sequential",
         "_args_": [{"_target_": "torch.nn.Flatten"}, {"_target_": "torch.nn.ReLU"}],
@@ -62,7 +62,7 @@ def test_a_target_cannot_choose_code_to_run(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interpolation_is_a_word_like_any_other() -> None:
+def test_interpolation_is_not_resolved() -> None:
     hidden = "${oc.create:{_target_: torch.load, f: evil.pt, weights_only: false}}"
     with pytest.raises(InputError, match="model cannot be built"):
         instantiate("model", {"_target_": "torch.nn.Dropout", "p": hidden}, nn.Module)

@@ -18,12 +18,12 @@ def numbers(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(NUMBERS_PER_IMAGE, count, generator=torch.Generator().manual_seed(seed))
 
 
-def test_nothing_is_changed_where_nothing_may_be() -> None:
+def test_no_augmentation_changes_nothing() -> None:
     images = some_images()
     assert augment(images, AugmentationConfig(0, 0.0, 0.0), numbers(50)) is images
 
 
-def test_a_shift_moves_each_image_whole_by_so_many_pixels_at_most() -> None:
+def test_shift_moves_whole_images() -> None:
     images = some_images(400)
     moved = augment(images, AugmentationConfig(2, 0.0, 0.0), numbers(400))
     offsets = set()
@@ -39,7 +39,7 @@ def test_a_shift_moves_each_image_whole_by_so_many_pixels_at_most() -> None:
     assert len(offsets) == 25
 
 
-def test_a_shift_lets_nothing_come_in_from_the_other_side() -> None:
+def test_shift_does_not_wrap_around() -> None:
     images = torch.full((200, 1, 28, 28), 9, dtype=torch.uint8)
     moved = augment(images, AugmentationConfig(1, 0.0, 0.0), numbers(200))
     assert set(moved.unique().tolist()) == {0, 9}
@@ -56,7 +56,7 @@ def test_the_colours_of_an_image_move_together(memory_format: torch.memory_forma
     assert torch.equal(augment(colours, limits, numbers(50)), expected)
 
 
-def test_turning_and_scaling_keeps_shape_type_and_centre() -> None:
+def test_affine_keeps_shape_dtype_and_center() -> None:
     images = torch.zeros(20, 3, 29, 29, dtype=torch.uint8)
     images[:, :, 13:16, 13:16] = 200
     changed = augment(images, AugmentationConfig(0, 45.0, 0.2), numbers(20))
@@ -66,7 +66,7 @@ def test_turning_and_scaling_keeps_shape_type_and_centre() -> None:
     assert not torch.equal(changed, images)
 
 
-def test_turning_by_nothing_changes_nothing_and_by_a_right_angle_all() -> None:
+def test_affine_by_zero_and_by_90_degrees() -> None:
     images = some_images()
     angle, size = torch.zeros(50), torch.ones(50)
     assert torch.equal(rotate_and_scale(images, angle, size), images)
@@ -75,7 +75,7 @@ def test_turning_by_nothing_changes_nothing_and_by_a_right_angle_all() -> None:
 
 
 @pytest.mark.parametrize("config", [(2, 0.0, 0.0), (1, 10.0, 0.1)])
-def test_what_happens_to_an_image_does_not_depend_on_its_company(
+def test_augmentation_ignores_batch_mates(
     config: tuple[int, float, float],
 ) -> None:
     images, limits, drawn = some_images(), AugmentationConfig(*config), numbers(50)

@@ -51,7 +51,7 @@ def test_names_with_a_dot_are_known_too(tmp_path: Path) -> None:
     assert count("kmnist", tmp_path) == [203, 101]
 
 
-def test_only_the_split_that_is_asked_for_is_unpacked(tmp_path: Path) -> None:
+def test_only_requested_split_is_unpacked(tmp_path: Path) -> None:
     give(tmp_path, ".gz", "emnist-digits-")
     give(tmp_path / "other", ".gz", "emnist-mnist-")
     for path in (tmp_path / "other").iterdir():
@@ -60,7 +60,7 @@ def test_only_the_split_that_is_asked_for_is_unpacked(tmp_path: Path) -> None:
     assert not list((tmp_path / "EMNIST" / "raw").glob("emnist-mnist-*"))
 
 
-def test_a_folder_that_cannot_be_written_may_hold_the_files(tmp_path: Path) -> None:
+def test_read_only_folder(tmp_path: Path) -> None:
     give(tmp_path, ".gz")
     (tmp_path / ".downloading.lock").mkdir()  # root may write anywhere, but not into this
     before = sorted(tmp_path.rglob("*"))
@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_written_may_hold_the_files(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "labels for images", "bomb"])
-def test_files_that_are_not_what_they_say_are_left_out(tmp_path: Path, damage: str) -> None:
+def test_mislabeled_files_are_ignored(tmp_path: Path, damage: str) -> None:
     give(tmp_path, ".gz")
     path = tmp_path / "train-images-idx3-ubyte.gz"
     content = gzip.decompress(path.read_bytes())
@@ -122,7 +122,7 @@ def test_what_is_downloaded_is_kept(
     assert (root / file).exists()
 
 
-def test_other_data_sets_are_told_of_their_own_place(tmp_path: Path) -> None:
+def test_other_data_sets_name_their_folder(tmp_path: Path) -> None:
     config = make_config(
         *("data.dataset._target_=torchvision.datasets.CIFAR10", "data.image_shape=[3,32,32]"),
         f"data.root={tmp_path}",

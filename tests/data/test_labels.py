@@ -37,7 +37,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bool])
-def test_one_hot_labels_are_refused_with_a_hint(own: Load, dtype: torch.dtype) -> None:
+def test_one_hot_labels_get_a_hint(own: Load, dtype: torch.dtype) -> None:
     one_hot = torch.nn.functional.one_hot(DIGITS).to(dtype)
     with pytest.raises(InputError, match=r"shape \[20, 10\].*targets\.argmax\(1\)"):
         own(PIXELS, one_hot)

@@ -33,7 +33,7 @@ def test_every_sample_is_seen_once_in_an_epoch(size: int, batch: int, ranks: int
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 8])
-def test_global_batches_are_the_same_at_every_world_size(ranks: int) -> None:
+def test_global_batches_ignore_world_size(ranks: int) -> None:
     assert batches(shares(103, 10, ranks)) == batches(shares(103, 10, 1))
 
 
@@ -44,7 +44,7 @@ def test_shares_differ_by_one_sample_at_most(ranks: int) -> None:
         assert max(sizes) - min(sizes) <= 1
 
 
-def test_an_epoch_continues_with_the_batches_that_were_due() -> None:
+def test_epoch_continues_where_it_was() -> None:
     assert shares(103, 10, 2, first=4) == [rank[4:] for rank in shares(103, 10, 2)]
 
 

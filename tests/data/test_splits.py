@@ -71,7 +71,7 @@ def test_many_processes_share_an_empty_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 50, 333])
-def test_the_validation_part_keeps_every_class_its_share(size: int) -> None:
+def test_validation_is_stratified(size: int) -> None:
     labels = torch.tensor([0] * 100 + [1] * 200 + [2] * 33)[torch.randperm(333)]
     chosen = stratified_choice(labels, size, seed=5)
     assert len(set(chosen.tolist())) == len(chosen) == size
@@ -95,7 +95,7 @@ def test_the_parts_are_disjoint_and_complete(small_root: Path) -> None:
     assert rows(other.validation.images) != rows(splits.validation.images)
 
 
-def test_normalization_gives_mean_0_and_deviation_1() -> None:
+def test_normalized_mean_and_deviation() -> None:
     images = make_images(torch.arange(500) % 10, 10).unsqueeze(1)
     normalized = measure_normalization(images)(images)
     assert normalized.dtype == torch.float32
@@ -103,7 +103,7 @@ def test_normalization_gives_mean_0_and_deviation_1() -> None:
     assert float(normalized.double().std(correction=0)) == pytest.approx(1, abs=1e-6)
 
 
-def test_without_normalization_pixels_go_from_0_to_1(small_root: Path) -> None:
+def test_pixels_without_normalization(small_root: Path) -> None:
     overrides = ("data=fashion_mnist", f"data.root={small_root}", "data.validation_size=0")
     splits = load_splits(make_config(*overrides, "data.normalize=false").data, seed=0)
     pixels = splits.normalization(splits.train.images)
@@ -167,7 +167,7 @@ def test_a_damaged_file_of_the_family_is_named(tmp_path: Path, no_network: None)
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_data_set_says_where_its_files_belong(tmp_path: Path, no_network: None) -> None:
+def test_missing_data_set_names_its_folder(tmp_path: Path, no_network: None) -> None:
     with pytest.raises(InputError, match="put its files"):
         load_part(make_config("data=kmnist", f"data.root={tmp_path}").data, train=True)
     assert not list(tmp_path.glob(".downloading-*"))
@@ -190,9 +190,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         ("data.validation_size=203", "data.validation_size=203 leaves nothing"),
     ],
 )
-def test_a_config_that_does_not_fit_the_files_is_refused(
-    small_root: Path, override: str, message: str
-) -> None:
+def test_config_must_fit_the_files(small_root: Path, override: str, message: str) -> None:
     config = make_config("data=fashion_mnist", f"data.root={small_root}", override).data
     with pytest.raises(InputError, match=message.replace("[", r"\[")):
         load_splits(config, seed=0)
@@ -222,7 +220,7 @@ def test_a_data_set_of_ones_own_can_be_named(
         load_part(config, train=True)
 
 
-def test_idx_files_are_written_as_torchvision_reads_them(tmp_path: Path) -> None:
+def test_torchvision_reads_our_idx_files(tmp_path: Path) -> None:
     from torchvision.datasets.mnist import read_image_file
 
     images = make_images(torch.arange(10), 10)

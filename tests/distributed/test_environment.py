@@ -116,9 +116,7 @@ def train_with(redirections: str, root: Path, run_dir: Path, *overrides: str) ->
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "| true"])
-def test_streams_that_nobody_reads_cost_nothing(
-    small_root: Path, tmp_path: Path, closed: str
-) -> None:
+def test_streams_that_nobody_reads(small_root: Path, tmp_path: Path, closed: str) -> None:
     status, printed = train_with(closed, small_root, tmp_path)
     assert status == 0
     assert ("test accuracy" in printed) == (closed == "2>&-")

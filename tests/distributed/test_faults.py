@@ -68,14 +68,12 @@ def require_equal(folder: Path, size: int, overrides: list[str]) -> None:
 
 # `python -m tests.faults` does hundreds, and of every kind.
 @pytest.mark.slow
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_killed_run_continues_exactly(tmp_path: Path) -> None:
     stories = faults.campaign(["restart"], kills=1, kills_of_a_run=1, seed=1, folder=tmp_path)
     assert [story for story in stories if not story.is_equal] == []
 
 
-def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_signal_to_one_rank_stops_all(small_root: Path, tmp_path: Path) -> None:
     overrides = [*misbehaving(tmp_path, "SIGUSR1", rank=1), f"data.root={small_root}"]
     stopped = torchrun(2, *overrides, PYTHONPATH=str(CHECKOUT))
     assert stopped.returncode != 0
@@ -90,9 +88,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
 
 
 @pytest.mark.slow
-def test_rank_0_saves_and_ends_as_the_others_do_when_ctrl_c_reaches_it_alone(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_to_rank_0_alone(small_root: Path, tmp_path: Path) -> None:
     overrides = [*misbehaving(tmp_path, "SIGINT", rank=0), f"data.root={small_root}"]
     stopped = torchrun(2, *overrides, PYTHONPATH=str(CHECKOUT), WANDB_MODE="offline")
     assert stopped.stderr.count(f"exitcode  : {STOPPED} ") == 2
@@ -107,9 +103,7 @@ def run_without_shared_memory(overrides: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_what_gloo_adds_up_does_not_depend_on_when_a_process_was_started(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_gloo_sums_survive_a_restart(small_root: Path, tmp_path: Path) -> None:
     (tmp_path / "done").touch()
     overrides = [*misbehaving(tmp_path, "nothing"), f"data.root={small_root}"]
     run_ranks(3, run_without_shared_memory, [*overrides, "trainer.max_steps=5"])
@@ -134,9 +128,7 @@ def test_lost_rank_leaves_no_gradient(small_root: Path, tmp_path: Path) -> None:
     require_equal(tmp_path, 2, overrides)
 
 
-def test_one_process_that_is_told_to_stop_ends_with_its_own_status(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_stopped_process_has_its_own_status(small_root: Path, tmp_path: Path) -> None:
     overrides = [*misbehaving(tmp_path, "SIGTERM"), f"data.root={small_root}"]
     stopped = python("-m", "dist_mnist", *overrides, PYTHONPATH=str(CHECKOUT))
     assert stopped.returncode == STOPPED
@@ -206,9 +198,7 @@ def test_a_second_ctrl_c_ends_at_once(
 
 
 @pytest.mark.slow
-def test_torchrun_that_is_told_to_stop_leaves_a_checkpoint_and_no_process(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_stopped_torchrun_leaves_no_process(small_root: Path, tmp_path: Path) -> None:
     launcher = (*faults.TORCHRUN, "--nproc_per_node=2")
     with training(small_root, tmp_path, "nothing", *launcher) as process:
         ranks = faults.children(process.pid)
@@ -273,7 +263,7 @@ def what_is_told(process: subprocess.Popen[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_rank_that_the_others_wait_for_is_named(small_root: Path, tmp_path: Path) -> None:
+def test_slow_rank_is_named(small_root: Path, tmp_path: Path) -> None:
     stopped = start_hanging(small_root, tmp_path / "stopped", "SIGSTOP")
     slow = start_hanging(small_root, tmp_path / "slow", "sleep")
     for process, sentence in (
@@ -306,7 +296,7 @@ def test_a_rank_that_never_comes_is_named(small_root: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("size", "does"), [pytest.param(1, "forget", marks=pytest.mark.slow), (2, "overflow")]
 )
-def test_what_is_not_finite_stops_all_ranks_in_that_step(
+def test_non_finite_step_stops_all_ranks(
     small_root: Path, tmp_path: Path, size: int, does: str
 ) -> None:
     overrides = [*misbehaving(tmp_path, does, rank=size - 1, step=11), f"data.root={small_root}"]
@@ -320,7 +310,7 @@ def test_what_is_not_finite_stops_all_ranks_in_that_step(
     require_equal(tmp_path, size, overrides)
 
 
-def test_weights_that_are_not_finite_are_not_saved(small_root: Path, tmp_path: Path) -> None:
+def test_non_finite_weights_are_not_saved(small_root: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"run_dir={tmp_path}", f"data.root={small_root}", "scheduler=constant"]
     with pytest.raises(NonFiniteError, match="not finite by step 1 "):
         run_once(
@@ -343,9 +333,7 @@ def write_numbered_images(root: Path) -> None:
 @pytest.mark.parametrize(
     "size", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 4]
 )
-def test_another_world_size_sees_exactly_the_samples_that_were_due(
-    tmp_path: Path, size: int
-) -> None:
+def test_resume_at_another_world_size(tmp_path: Path, size: int) -> None:
     write_numbered_images(tmp_path)
     overrides = [
         *SMALL,

@@ -95,7 +95,7 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("shown", ["0", "3", "GPU-8c1f"])
-def test_process_that_sees_its_own_gpu_takes_it(
+def test_process_takes_the_only_gpu_it_sees(
     launched: Callable[..., None], one_gpu: None, shown: str
 ) -> None:
     launched(**RANK_1_OF_4, CUDA_VISIBLE_DEVICES=shown)

@@ -8,7 +8,7 @@ import pytest
 from dist_mnist.distributed.network import interface_of, own_address
 
 
-def test_one_reaches_oneself_by_the_address_that_was_given() -> None:
+def test_address_reaches_this_host() -> None:
     assert own_address("127.0.0.1") == "127.0.0.1"
     assert own_address("127.0.1.1") in ("127.0.0.1", "127.0.1.1")
 

@@ -19,9 +19,7 @@ def run_without_memfd(code: int, overrides: list[str]) -> float:
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
-def test_without_shared_memory_gradients_are_summed_by_gloo(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_no_shared_memory_falls_back_to_gloo(small_root: Path, tmp_path: Path) -> None:
     overrides = [
         *("data=fashion_mnist", f"data.root={small_root}", "data.validation_size=50"),
         *("model=linear", "trainer.max_steps=2", "trainer.device=cpu", f"run_dir={tmp_path}"),

@@ -29,7 +29,7 @@ def sums(calls: int, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(2, torch.float32), (3, torch.float64)])
-def test_every_rank_gets_the_same_bits_of_the_sum(size: int, dtype: torch.dtype) -> None:
+def test_every_rank_gets_the_same_sum(size: int, dtype: torch.dtype) -> None:
     calls = 200
     answers = run_ranks(size, sums, calls, dtype)
     for call in range(calls):

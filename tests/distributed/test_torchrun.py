@@ -27,7 +27,7 @@ def small(small_root: Path, run_dir: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_three_processes_train_and_two_evaluate(small_root: Path, tmp_path: Path) -> None:
+def test_train_on_three_and_evaluate_on_two(small_root: Path, tmp_path: Path) -> None:
     trained = torchrun(3, *small(small_root, tmp_path / "run"), cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     last = trained.stdout.splitlines()[-1]
@@ -56,7 +56,7 @@ def test_a_mistake_is_told_once_for_all_ranks(
     assert f"[rank 0] error: {message}" in failed.stderr
 
 
-def test_a_mistake_in_the_command_line_is_not_tried_again(tmp_path: Path) -> None:
+def test_mistake_is_not_retried(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     failed = python(*launcher, "--max-restarts=3", "-m", "dist_mnist", "model=unet", cwd=tmp_path)
     assert failed.returncode == 1
@@ -102,7 +102,7 @@ def test_a_sweep_under_torchrun_is_refused(small_root: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_script_for_one_machine_passes_everything_on(small_root: Path, tmp_path: Path) -> None:
+def test_local_script_passes_arguments(small_root: Path, tmp_path: Path) -> None:
     script = LAUNCH / "local.sh"
     assert script.stat().st_mode & stat.S_IXUSR
     done = subprocess.run(
@@ -120,7 +120,7 @@ def test_the_script_for_one_machine_passes_everything_on(small_root: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_the_script_for_several_machines_joins_two_agents(small_root: Path, tmp_path: Path) -> None:
+def test_multi_node_script_joins_agents(small_root: Path, tmp_path: Path) -> None:
     """Two agents on the loopback address, as two machines would start them."""
     from tests.support.processes import free_port
 

@@ -46,7 +46,7 @@ def test_the_pins_are_what_the_package_needs() -> None:
         assert PINS[canonicalize_name(requirement.name)] in requirement.specifier, requirement
 
 
-def test_the_runtime_wants_the_image_that_is_built() -> None:
+def test_runtime_names_the_built_image() -> None:
     (version,) = re.findall(
         r'^version = "(.+)"', (CHECKOUT / "pyproject.toml").read_text(), re.MULTILINE
     )

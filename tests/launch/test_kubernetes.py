@@ -129,7 +129,7 @@ def test_torchrun_has_time_to_end_its_ranks() -> None:
     assert int(environment["PET_SHUTDOWN_TIMEOUT"]) < POD["terminationGracePeriodSeconds"]
 
 
-def test_the_train_job_finds_its_runtime_and_the_runtime_its_volume() -> None:
+def test_manifests_refer_to_each_other() -> None:
     reference = TRAIN_JOB["spec"]["runtimeRef"]
     assert (reference["kind"], reference["name"]) == (RUNTIME["kind"], RUNTIME["metadata"]["name"])
     claims = [
@@ -140,7 +140,7 @@ def test_the_train_job_finds_its_runtime_and_the_runtime_its_volume() -> None:
     assert claims == [VOLUME["metadata"]["name"]]
 
 
-def test_the_arguments_of_the_train_job_are_overrides() -> None:
+def test_train_job_arguments_are_overrides() -> None:
     make_config(*TRAIN_JOB["spec"]["trainer"]["args"])
 
 
@@ -219,7 +219,7 @@ def test_two_pods_train_as_one_process(podman: Podman, work: Path, undisturbed: 
 
 @needs_podman
 @pytest.mark.usefixtures("work")
-def test_a_pod_that_is_told_to_stop_while_it_starts_ends_at_once(podman: Podman) -> None:
+def test_pod_stopped_at_start(podman: Podman) -> None:
     """Process 1 of a container would not even notice before it has set up its handlers."""
     pods = start(podman, numNodes=1)
     podman("stop", "--time=10", container_of(pods[0]))
@@ -227,9 +227,7 @@ def test_a_pod_that_is_told_to_stop_while_it_starts_ends_at_once(podman: Podman)
 
 
 @needs_podman
-def test_a_killed_pod_and_an_evicted_one_cost_nothing(
-    podman: Podman, work: Path, undisturbed: str
-) -> None:
+def test_killed_and_evicted_pods(podman: Podman, work: Path, undisturbed: str) -> None:
     """One pod ends, so all are ended and made anew, as by the JobSet; twice."""
     pods = start(podman, attempt=0, numProcPerNode=1)
     wait_for(podman, pods, lambda: newest_checkpoint(work) > 0)

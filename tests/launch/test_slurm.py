@@ -60,7 +60,7 @@ def require_equal(cluster: Cluster, job: str, run_dir: Path, undisturbed: str) -
     assert len(trainings.wandb_ids(run_dir)) == 1
 
 
-def test_two_nodes_of_two_gpus_train_as_one_process_does(
+def test_two_nodes_match_one_process(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     overrides = trainings.training(small_root, None)
@@ -71,7 +71,7 @@ def test_two_nodes_of_two_gpus_train_as_one_process_does(
     assert ": 4 x " in (tmp_path / "job.log").read_text()
 
 
-def test_a_killed_worker_and_the_end_of_its_time_cost_a_job_nothing(
+def test_killed_worker_and_time_limit(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     job = submit(cluster, tmp_path, overrides=trainings.training(small_root, None, 0.15))
@@ -90,7 +90,7 @@ def test_a_killed_worker_and_the_end_of_its_time_cost_a_job_nothing(
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 
 
-def test_a_job_that_another_one_pushes_aside_goes_on_afterwards(
+def test_preempted_job_continues(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     job, run_dir = start_training(cluster, small_root, tmp_path, processes=1)
@@ -104,7 +104,7 @@ def test_a_job_that_another_one_pushes_aside_goes_on_afterwards(
     assert "stopped by SIGTERM after step" in (tmp_path / "job.log").read_text()
 
 
-def test_a_mistake_ends_a_job_without_another_try(cluster: Cluster, tmp_path: Path) -> None:
+def test_mistake_does_not_requeue(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, overrides=["optimizer.lrr=1"])
     with pytest.raises(AssertionError, match="FAILED"):
         cluster.wait_for(job, "COMPLETED", 60)
@@ -113,9 +113,7 @@ def test_a_mistake_ends_a_job_without_another_try(cluster: Cluster, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_job_that_its_user_cancels_saves_what_it_has_and_stays_away(
-    cluster: Cluster, small_root: Path, tmp_path: Path
-) -> None:
+def test_cancelled_job_saves_and_ends(cluster: Cluster, small_root: Path, tmp_path: Path) -> None:
     job, _ = start_training(cluster, small_root, tmp_path, processes=2)
     cluster.call("scancel", job)
     wait_until(lambda: cluster.show(job, "JobState") == "CANCELLED", 30, "the job is cancelled")
@@ -126,7 +124,7 @@ def test_a_job_that_its_user_cancels_saves_what_it_has_and_stays_away(
 
 
 @pytest.mark.slow
-def test_a_job_whose_processes_are_told_to_stop_for_now_goes_on(
+def test_interrupted_job_continues(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     job, run_dir = start_training(cluster, small_root, tmp_path, processes=1)
@@ -136,7 +134,7 @@ def test_a_job_whose_processes_are_told_to_stop_for_now_goes_on(
     assert "to continue" in (tmp_path / "job.log").read_text()
 
 
-def test_a_killed_agent_sends_its_job_back_to_the_queue(
+def test_killed_agent_requeues_the_job(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     job, run_dir = start_training(cluster, small_root, tmp_path, processes=1)
@@ -146,7 +144,7 @@ def test_a_killed_agent_sends_its_job_back_to_the_queue(
     assert cluster.show(job, "Restarts") == "1"
 
 
-def test_a_sweep_has_a_job_for_each_choice_and_the_end_of_its_time_costs_it_nothing(
+def test_sweep_survives_its_time_limit(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
@@ -169,7 +167,7 @@ def test_a_sweep_has_a_job_for_each_choice_and_the_end_of_its_time_costs_it_noth
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_job_whose_node_is_cut_off_goes_on_elsewhere(
+def test_job_continues_on_another_node(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str, which: int
 ) -> None:
     job, run_dir = start_training(cluster, small_root, tmp_path, processes=2)

@@ -107,9 +107,7 @@ def test_no_progress_is_a_failure(cluster: Cluster, script: Path, tmp_path: Path
     assert not [*tmp_path.glob(".slurm-*")]
 
 
-def test_plain_srun_is_refused_and_one_task_is_not(
-    cluster: Cluster, small_root: Path, tmp_path: Path
-) -> None:
+def test_plain_srun_is_refused(cluster: Cluster, small_root: Path, tmp_path: Path) -> None:
     def srun(*options: str) -> str:
         return cluster.call(
             *("srun", f"--chdir={tmp_path}", *options, sys.executable, "-m", "dist_mnist"),

@@ -62,7 +62,7 @@ def end(agents: list[subprocess.Popen[str]]) -> list[int]:
     return [agent.wait(60) for agent in agents]
 
 
-def test_two_hosts_whose_names_lead_to_loopback_train_as_one_process_does(
+def test_two_hosts_match_one_process(
     hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     overrides = trainings.training(small_root, tmp_path / "run")
@@ -73,7 +73,7 @@ def test_two_hosts_whose_names_lead_to_loopback_train_as_one_process_does(
     assert faults.fingerprint(tmp_path / "run") == undisturbed
 
 
-def test_a_killed_worker_is_back_within_20_seconds(
+def test_killed_worker_is_back_in_20_seconds(
     hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     run_dir = tmp_path / "run"
@@ -95,7 +95,7 @@ def test_a_killed_worker_is_back_within_20_seconds(
         pytest.param(True, 60, marks=pytest.mark.slow),  # trainer.timeout_seconds, and a restart
     ],
 )
-def test_a_host_that_comes_late_is_taken_in_and_one_that_is_lost_is_not_missed(
+def test_late_and_lost_hosts(
     hosts: list[Host],
     small_root: Path,
     tmp_path: Path,
@@ -122,7 +122,7 @@ def test_a_host_that_comes_late_is_taken_in_and_one_that_is_lost_is_not_missed(
     assert faults.fingerprint(run_dir) == undisturbed
 
 
-def test_an_agent_that_is_told_to_stop_leaves_the_rest_to_the_other(
+def test_stopped_agent_leaves_the_rest(
     hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     run_dir = tmp_path / "run"
@@ -139,7 +139,7 @@ def test_an_agent_that_is_told_to_stop_leaves_the_rest_to_the_other(
     assert faults.fingerprint(run_dir) == undisturbed
 
 
-def test_workers_whose_agent_is_killed_end_too_and_save_what_they_have(
+def test_workers_of_a_killed_agent_save(
     hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     run_dir = tmp_path / "run"
@@ -156,9 +156,7 @@ def test_workers_whose_agent_is_killed_end_too_and_save_what_they_have(
     assert faults.fingerprint(run_dir) == undisturbed
 
 
-def test_a_head_that_only_one_host_would_reach_is_refused(
-    hosts: list[Host], tmp_path: Path
-) -> None:
+def test_unreachable_head_is_refused(hosts: list[Host], tmp_path: Path) -> None:
     first = hosts[0]
     variables = {"NNODES": "2", "HEAD": "first:29500", "LAUNCH_ID": "monday-1"}
     log_file = tmp_path / "first.log"
@@ -172,7 +170,7 @@ def test_a_head_that_only_one_host_would_reach_is_refused(
 
 
 @pytest.mark.slow
-def test_a_restart_of_a_plain_torchrun_says_what_it_lacks(
+def test_plain_torchrun_says_what_it_lacks(
     hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     run_dir = tmp_path / "run"

@@ -9,14 +9,14 @@ OUTPUTS = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 9, 9, 5])
 
 
-def test_nll_takes_log_probabilities_and_logits_alike() -> None:
+def test_nll_takes_logits_too() -> None:
     loss = NegativeLogLikelihood()
     expected = F.cross_entropy(OUTPUTS, LABELS, reduction="none")
     torch.testing.assert_close(loss(OUTPUTS, LABELS), expected)
     torch.testing.assert_close(loss(F.log_softmax(OUTPUTS, 1), LABELS), expected)
 
 
-def test_mean_squared_error_is_against_one_hot_targets() -> None:
+def test_mse_takes_one_hot_targets() -> None:
     targets = torch.eye(10)[LABELS]
     values = OneHotMeanSquaredError()(OUTPUTS, LABELS)
     assert values.shape == (6,)

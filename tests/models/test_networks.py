@@ -29,7 +29,7 @@ def test_the_linear_model_is_one_layer() -> None:
     assert [tuple(p.shape) for p in parameters] == [(10, 784), (10,)]
 
 
-def test_a_residual_block_of_zeros_passes_its_input_on() -> None:
+def test_zero_residual_block_is_identity() -> None:
     model = ResNet((1, 28, 28), 10, channels=(8,), blocks_per_stage=1)
     block = model.features[-1]
     assert isinstance(block, ResidualBlock)

@@ -15,7 +15,7 @@ def files(run_dir: Path) -> set[str]:
     return {path.stem for path in (run_dir / "checkpoints").glob("*.safetensors")}
 
 
-def test_the_newest_few_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+def test_newest_last_and_best_are_kept(tmp_path: Path) -> None:
     for step in (2, 9, 10, 100):
         checkpoint.save(tmp_path, content(step), step, is_best=step == 9, keep=2)
     assert files(tmp_path) == {"step-100", "step-10", "last", "best"}
@@ -25,15 +25,13 @@ def test_the_newest_few_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     assert newest["progress"] == {"step": 100}
 
 
-def test_a_run_that_was_set_back_drops_the_steps_it_will_make_again(tmp_path: Path) -> None:
+def test_set_back_run_drops_later_steps(tmp_path: Path) -> None:
     for step in (10, 20, 30, 15):
         checkpoint.save(tmp_path, content(step), step, is_best=False, keep=5)
     assert files(tmp_path) == {"step-10", "step-15", "last"}
 
 
-def test_a_save_that_fails_leaves_the_old_file_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(tmp_path, content(1), 1, is_best=True, keep=1)
     before = (tmp_path / "checkpoints" / "last.safetensors").read_bytes()
 
@@ -47,9 +45,7 @@ def test_a_save_that_fails_leaves_the_old_file_whole(
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
-def test_a_damaged_newest_one_gives_way_to_the_one_before(
-    tmp_path: Path, damage: bytes | None
-) -> None:
+def test_damaged_newest_falls_back(tmp_path: Path, damage: bytes | None) -> None:
     for step in (1, 2):
         checkpoint.save(tmp_path, content(step), step, is_best=False, keep=3)
     for name in ("last.safetensors", "step-2.safetensors"):
@@ -61,7 +57,7 @@ def test_a_damaged_newest_one_gives_way_to_the_one_before(
     assert newest["progress"] == {"step": 1}
 
 
-def test_only_damaged_ones_are_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
     checkpoint.save(tmp_path, content(), 1, is_best=True, keep=1)
     for path in (tmp_path / "checkpoints").iterdir():
@@ -90,7 +86,7 @@ def test_anyone_can_read_the_weights(tmp_path: Path) -> None:
     assert_equal(read, {f"model.{name}": tensor for name, tensor in weights.items()})
 
 
-def test_tied_weights_and_any_layout_in_memory_are_kept(tmp_path: Path) -> None:
+def test_tied_weights_and_strides_are_kept(tmp_path: Path) -> None:
     image = torch.randn(2, 3, 4, 5)
     weights = {"a": image, "b": image, "c": image.to(memory_format=torch.channels_last)}
     weights |= {"d": image[:, ::2], "e": torch.tensor(3.0), "f": torch.empty(0, dtype=torch.int8)}
@@ -98,7 +94,7 @@ def test_tied_weights_and_any_layout_in_memory_are_kept(tmp_path: Path) -> None:
     assert_equal(checkpoint.load(tmp_path / "checkpoints" / "last.safetensors")["model"], weights)
 
 
-def test_a_run_directory_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
+def test_run_directory_means_best_checkpoint(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, content(1), 1, is_best=True, keep=1)
     checkpoint.save(tmp_path, content(2), 2, is_best=False, keep=1)
     folder = tmp_path / "checkpoints"

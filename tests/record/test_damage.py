@@ -65,7 +65,7 @@ def small_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder / "checkpoints" / "last.safetensors", content
 
 
-def test_no_flipped_bit_and_no_truncation_goes_unnoticed(tmp_path: Path) -> None:
+def test_flipped_bits_and_truncation_are_noticed(tmp_path: Path) -> None:
     path, content = small_checkpoint(tmp_path)
     assert_equal(checkpoint.load(path), content)
     whole, chance = path.read_bytes(), random.Random(0)
@@ -100,9 +100,7 @@ class KillAt:
         return call
 
 
-def test_a_save_that_is_killed_at_any_instant_leaves_a_good_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_save_killed_at_any_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def content(step: int) -> dict[str, Any]:
         plain = {key: kind() for key, kind in checkpoint.PARTS.items()}
         return {**plain, "progress": {"step": step}}
@@ -140,9 +138,7 @@ def test_a_save_that_is_killed_at_any_instant_leaves_a_good_state(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_damaged_last_checkpoint_leads_to_the_same_end(
-    small_root: Path, tmp_path: Path, whole: Path
-) -> None:
+def test_damaged_last_checkpoint(small_root: Path, tmp_path: Path, whole: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     run_once([*overrides, "trainer.max_steps=16"])
     for name in ("last.safetensors", "step-16.safetensors"):
@@ -155,7 +151,7 @@ def test_a_damaged_last_checkpoint_leads_to_the_same_end(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_best_checkpoint_of_another_network_is_not_tested(
+def test_best_of_another_network_is_not_tested(
     small_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.max_steps=2"]
@@ -178,9 +174,7 @@ def test_a_run_goes_on_without_its_log(
     assert not capsys.readouterr().err
 
 
-def test_a_second_launch_waits_for_the_processes_of_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_launch_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A crashed launch's last process, which holds the lock a little longer.
     holder = "import filelock, sys, time; lock = filelock.FileLock(sys.argv[1]); lock.acquire()"
     command = f"{holder}; print('locked', flush=True); time.sleep(0.5)"
@@ -198,9 +192,7 @@ def test_a_second_launch_waits_for_the_processes_of_the_first(
     first.communicate()
 
 
-def test_a_run_that_another_launch_has_made_meanwhile_is_not_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_of_another_launch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dist_mnist.record import directory as run_directory
 
     lock = run_directory._lock
@@ -228,7 +220,7 @@ class Deleter(logging.Handler):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_directory_that_is_deleted_ends_the_run(small_root: Path, tmp_path: Path) -> None:
+def test_deleted_run_directory_ends_the_run(small_root: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     handler = Deleter(run_dir)
     logging.getLogger("dist_mnist").addHandler(handler)
@@ -266,7 +258,7 @@ def free_bytes(place: Path) -> int:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_full_disk_ends_the_run_in_a_sentence_and_room_lets_it_go_on(
+def test_full_disk_and_room_again(
     small_root: Path, whole: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = disk("remount,size=2m")
@@ -284,7 +276,7 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_room_lets_it_go_on(
     assert_same_end(place / "run", whole)
 
 
-def test_a_full_disk_leaves_the_configs_that_were_there(tmp_path: Path, disk: Disk) -> None:
+def test_full_disk_keeps_the_configs(tmp_path: Path, disk: Disk) -> None:
     place = disk("remount,size=64k")
     write_config(place, make_config(), ["seed=1"])
     before = {path.name: path.read_bytes() for path in place.iterdir()}
@@ -309,9 +301,7 @@ def test_a_read_only_run_directory_is_named(small_root: Path, tmp_path: Path, di
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
-def test_a_clock_that_is_set_back_changes_nothing(
-    small_root: Path, tmp_path: Path, whole: Path
-) -> None:
+def test_clock_set_back(small_root: Path, tmp_path: Path, whole: Path) -> None:
     overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
     run_once([*overrides, "trainer.max_steps=11"])
     command = ["faketime", "1975-01-01 00:00:00", sys.executable, "-m", "dist_mnist"]

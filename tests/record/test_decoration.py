@@ -36,9 +36,7 @@ def test_class_names_are_written_as_they_are(tmp_path: Path, name: str) -> None:
     assert digest(tmp_path, [name, "b", "c"]) != digest(tmp_path, ["alpha", "b", "c"])
 
 
-def test_a_notebooks_backend_and_a_first_run_of_matplotlib_do_not_show(
-    small_root: Path, tmp_path: Path
-) -> None:
+def test_notebook_backend_does_not_show(small_root: Path, tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("text.usetex: true\n")
     done = python(
         *("-m", "dist_mnist", *SHORT, f"data.root={small_root}", "run_dir=run"),
@@ -53,7 +51,7 @@ def test_a_notebooks_backend_and_a_first_run_of_matplotlib_do_not_show(
     assert done.stdout.splitlines()[-1].startswith("test accuracy")
 
 
-def test_a_run_that_cannot_have_its_pictures_ends_well(small_root: Path, tmp_path: Path) -> None:
+def test_run_without_pictures_ends_well(small_root: Path, tmp_path: Path) -> None:
     (tmp_path / "plots").touch()  # where the folder of the pictures should be
     run_once([*SHORT, f"data.root={small_root}", f"run_dir={tmp_path}"])
     assert read_journal(tmp_path / "metrics.jsonl")[-1]["kind"] == "test"

@@ -37,9 +37,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_torn_last_line_is_left_out_without_a_word(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_torn_last_line_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for torn in (b"", b"{", encoded(3)[:-1], b"\0\0\0", b"\xff"):
         path = write(tmp_path / "metrics.jsonl", encoded(1), encoded(2), torn)
         assert read_journal(path) == [line(1), line(2)]
@@ -62,7 +60,7 @@ def test_a_torn_last_line_is_left_out_without_a_word(
     ],
     ids=range(10),
 )
-def test_a_damaged_line_in_the_middle_is_named_and_left_out(
+def test_damaged_line_is_named_and_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
 ) -> None:
     path = write(tmp_path / "metrics.jsonl", encoded(1), damage, encoded(3))
@@ -80,7 +78,7 @@ def test_a_damaged_line_in_the_middle_is_named_and_left_out(
     assert not caplog.records
 
 
-def test_a_missing_journal_begins_anew_or_is_named(tmp_path: Path) -> None:
+def test_missing_journal(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metrics.jsonl cannot be read: No such file"):
         read_journal(tmp_path / "metrics.jsonl")
     journal = Journal(tmp_path)
@@ -89,7 +87,7 @@ def test_a_missing_journal_begins_anew_or_is_named(tmp_path: Path) -> None:
     assert read_journal(tmp_path / "metrics.jsonl") == []
 
 
-def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_unwritable_journal_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone/metrics.jsonl cannot be written: its folder"):
         Journal(tmp_path / "gone")
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
@@ -99,7 +97,7 @@ def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_journal_that_was_deleted_stops_the_run_at_the_next_save(tmp_path: Path) -> None:
+def test_deleted_journal_stops_the_run(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.write(line(1))
     journal.sync()

@@ -51,7 +51,7 @@ def test_without_flock_a_lock_still_locks(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_without_flock_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
+def test_killed_run_leaves_no_lock_without_flock(tmp_path: Path) -> None:
     command = (
         "import sys, os, signal, filelock; held = filelock.SoftFileLock(sys.argv[1]).acquire()"
     )
@@ -63,9 +63,7 @@ def test_without_flock_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_a_lock_of_another_host_is_named_with_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lock_of_another_host_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pid = leave_a_lock(tmp_path / ".lock", host="node7")
     monkeypatch.setattr("dist_mnist.record.directory.LOCK_PATIENCE_SECONDS", 0.1)
     message = rf"process {pid} on node7 \(if that is gone, remove {tmp_path}/.lock.owner\)"
@@ -90,7 +88,7 @@ def test_waiting_for_a_data_folder_is_said(
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
-def test_a_file_system_that_cannot_sync_keeps_what_was_written(
+def test_unsupported_fsync_is_harmless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(_: int) -> None:
@@ -116,9 +114,7 @@ def test_a_disk_that_fails_to_sync_is_named(
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS])
-def test_shared_memory_that_is_forbidden_is_not_supported(
-    monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_forbidden_shared_memory(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(*_: object) -> int:
         raise OSError(code, os.strerror(code))
 

@@ -31,7 +31,7 @@ def test_every_picture_is_a_small_png(tmp_path: Path) -> None:
         assert path.stat().st_size < 200_000
 
 
-def test_a_network_without_mistakes_can_be_drawn(tmp_path: Path) -> None:
+def test_network_without_mistakes(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 0 for path in draw(tmp_path, wrong=0, accuracy=1.0))
 
 

@@ -53,7 +53,7 @@ def test_the_answers_are_those_of_a_plain_pass() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_every_world_size_gives_the_same_answers(size: int) -> None:
+def test_evaluation_ignores_world_size(size: int) -> None:
     alone = answers()
     for evaluation in run_ranks(size, answers):
         assert evaluation.count == 107
@@ -62,7 +62,7 @@ def test_every_world_size_gives_the_same_answers(size: int) -> None:
         assert torch.equal(evaluation.confusion(10), alone.confusion(10))
 
 
-def test_the_model_is_left_in_the_mode_it_was_in() -> None:
+def test_evaluation_restores_the_mode() -> None:
     model = build().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     evaluate(classifier(model), LOSS, DATASET, SOLO, 50)
@@ -70,7 +70,7 @@ def test_the_model_is_left_in_the_mode_it_was_in() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_the_confusion_matrix_counts_labels_by_row() -> None:
+def test_confusion_matrix_rows_are_labels() -> None:
     evaluation = Evaluation(
         labels=torch.tensor([0, 0, 1, 2, 2]),
         predictions=torch.tensor([0, 1, 1, 0, 2]),
@@ -94,7 +94,7 @@ def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]
 
 
 @pytest.mark.slow
-def test_a_checkpoint_scores_the_same_at_every_world_size(mnist_root: Path, tmp_path: Path) -> None:
+def test_checkpoint_score_ignores_world_size(mnist_root: Path, tmp_path: Path) -> None:
     config = make_config(f"data.root={mnist_root}", f"run_dir={tmp_path}", "trainer.max_steps=15")
     trained = run(config, SOLO).test
     expected = (trained.accuracy, trained.correct, 10_000, pytest.approx(trained.loss, rel=1e-6))

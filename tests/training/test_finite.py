@@ -31,7 +31,7 @@ def optimize(
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_nothing_is_trained_after_a_step_that_was_not_finite(
+def test_no_step_after_a_non_finite_one(
     optimizer: type[torch.optim.Optimizer], factor: float
 ) -> None:
     """As on a GPU, where nobody looks at every step."""
@@ -42,7 +42,7 @@ def test_nothing_is_trained_after_a_step_that_was_not_finite(
     assert not_made == 3
 
 
-def test_steps_that_a_scaler_skips_are_counted_and_the_others_made() -> None:
+def test_skipped_steps_are_counted() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     weights, not_made = optimize([1.0, float("inf"), 1.0], scaler)
     assert weights == [0.5, 0.5, 0.0]

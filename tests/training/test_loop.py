@@ -53,9 +53,7 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     ("choice", "sizes"),
     [("loss=cross_entropy", [2, 3, 4]), ("loss=mse", [3]), ("augmentation=affine", [3])],
 )
-def test_three_steps_are_the_same_at_every_world_size(
-    small_root: Path, choice: str, sizes: list[int]
-) -> None:
+def test_steps_match_at_every_world_size(small_root: Path, choice: str, sizes: list[int]) -> None:
     overrides = [
         *EXACT,
         choice,
@@ -69,7 +67,7 @@ def test_three_steps_are_the_same_at_every_world_size(
             assert largest_difference(alone, weights) < 1e-6
 
 
-def test_compressed_gradients_are_nearly_the_same(small_root: Path) -> None:
+def test_bf16_gradients_are_close(small_root: Path) -> None:
     overrides = [*EXACT, f"data.root={small_root}", "trainer.epochs=1"]
     alone = trained(overrides)
     for weights in run_ranks(2, trained, [*overrides, "trainer.compress_gradients=true"]):
@@ -86,7 +84,7 @@ def test_a_compiled_network_learns_the_same(small_root: Path) -> None:
         assert largest_difference(eager, weights) < 1e-5
 
 
-def test_a_rank_without_a_share_changes_nothing(small_root: Path) -> None:
+def test_empty_share_changes_nothing(small_root: Path) -> None:
     overrides = [
         *EXACT,
         f"data.root={small_root}",
@@ -99,7 +97,7 @@ def test_a_rank_without_a_share_changes_nothing(small_root: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_accumulated_gradients_are_those_of_the_whole_batch(small_root: Path, size: int) -> None:
+def test_micro_batches_match_the_batch(small_root: Path, size: int) -> None:
     overrides = [
         *EXACT,
         f"data.root={small_root}",
@@ -153,7 +151,7 @@ def build_state(small_root: Path, *overrides: str) -> TrainingState:
     return build_training_state(config, SOLO, load_splits(config.data, config.seed))
 
 
-def test_modes_are_train_in_training_and_eval_in_validation(small_root: Path) -> None:
+def test_modes_in_training_and_validation(small_root: Path) -> None:
     state = build_state(small_root, "model.dropout=0.5")
     seen: list[tuple[bool, int]] = []
 
@@ -172,7 +170,7 @@ def test_modes_are_train_in_training_and_eval_in_validation(small_root: Path) ->
     assert int(statistics.num_batches_tracked) == 12  # the training steps and no other batch
 
 
-def test_in_sample_accuracy_counts_every_sample_once(small_root: Path) -> None:
+def test_train_accuracy_counts_each_sample(small_root: Path) -> None:
     state = build_state(small_root)
     train_epoch(state, Recorder(), StopAgreement(SOLO))
     totals = state.progress.epoch_totals
@@ -180,7 +178,7 @@ def test_in_sample_accuracy_counts_every_sample_once(small_root: Path) -> None:
     assert 0 < totals.correct <= 153
 
 
-def test_the_learning_rate_follows_the_schedule(small_root: Path) -> None:
+def test_learning_rate_follows_its_schedule(small_root: Path) -> None:
     state = build_state(small_root, "scheduler=step_decay", "optimizer=sgd", "optimizer.lr=0.1")
     rates = []
     for _ in range(3):

@@ -91,7 +91,7 @@ def test_batch_norm_never_meets_one_image(small: list[str]) -> None:
     run_once([*small, *odd("norm"), "trainer.global_batch_size=19", "trainer.max_steps=4"])
 
 
-def test_synchronized_batch_norm_of_one_image_each(small: list[str]) -> None:
+def test_sync_batch_norm_of_one_image_each(small: list[str]) -> None:
     # Its statistics are of both images; what is refused is only the CPU.
     both = ["trainer.global_batch_size=2", "trainer.max_steps=4", "trainer.sync_batch_norm=true"]
     with pytest.raises(InputError, match="needs GPUs"):

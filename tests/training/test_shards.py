@@ -84,7 +84,7 @@ def runs(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["2", "4", "parts"])
-def test_the_number_of_processes_leaves_no_trace(runs: Path, name: str) -> None:
+def test_same_bits_at_every_world_size(runs: Path, name: str) -> None:
     left = left_by(runs / name)
     assert set(left) == {
         *("step-3.safetensors", "step-4.safetensors", "step-6.safetensors", "step-8.safetensors"),
@@ -104,7 +104,7 @@ def test_eight_processes_take_the_same_steps(small_root: Path, tmp_path: Path, r
 
 
 @pytest.mark.parametrize("size", [3, 5, 6, 16])
-def test_shards_that_cannot_be_shared_out_evenly_are_refused(size: int) -> None:
+def test_uneven_shards_are_refused(size: int) -> None:
     with pytest.raises(InputError, match=f"support {size} processes"):
         set_reproducible(replace(SOLO, size=size), is_wanted=True)
 
@@ -118,7 +118,7 @@ def test_shards_that_cannot_be_shared_out_evenly_are_refused(size: int) -> None:
         "trainer.compile=true",
     ],
 )
-def test_what_cannot_be_reproducible_is_refused_by_name(override: str) -> None:
+def test_unreproducible_options_are_refused(override: str) -> None:
     key = override.partition("=")[0]
     with pytest.raises(InputError, match=rf"{key}=.* trainer\.reproducible=true"):
         make_config("trainer.reproducible=true", override)
@@ -136,7 +136,7 @@ def shard_adder(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
 
 
 @pytest.mark.parametrize("batch_size", [50, 8, 3])
-def test_the_gradient_is_the_mean_over_the_batch(batch_size: int) -> None:
+def test_gradient_is_the_batch_mean(batch_size: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 3, 5), nn.ReLU(), nn.Flatten(), nn.Linear(48, 10))
     model.to(memory_format=torch.channels_last)
@@ -151,7 +151,7 @@ def test_the_gradient_is_the_mean_over_the_batch(batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [50, 3])
-def test_buffers_change_by_the_mean_of_the_shards(batch_size: int) -> None:
+def test_buffers_average_over_shards(batch_size: int) -> None:
     model = nn.Sequential(nn.BatchNorm2d(1, momentum=0.5), nn.Flatten(), nn.Linear(4, 10))
     model.register_buffer("mask", torch.tensor([-math.inf, 0.1]))
     model.register_buffer("flags", torch.tensor([True, False]))
@@ -168,7 +168,7 @@ def test_buffers_change_by_the_mean_of_the_shards(batch_size: int) -> None:
     assert buffers["flags"].tolist() == [True, False]
 
 
-def test_the_train_loss_does_not_depend_on_the_order() -> None:
+def test_train_loss_ignores_order() -> None:
     losses = torch.rand(1000, generator=torch.Generator().manual_seed(0)).double() ** 30
     totals = []
     for parts in (losses.float().split(10), losses.float().flip(0).split(37)):
