@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on this machine: as many processes as it has GPUs, or as many as NPROC_PER_NODE says.
+# Train on this machine with one process per GPU, or with NPROC_PER_NODE processes.
 #
 #     launch/local.sh model=resnet trainer.epochs=10
 #     NPROC_PER_NODE=4 launch/local.sh
@@ -9,7 +9,7 @@ PYTHON=${PYTHON:-python}
 GPUS=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
 
-# dist_mnist shares the cores out by itself; without a value torchrun sets 1 and warns of it.
+# dist_mnist divides the cores itself; without a value, torchrun sets 1 and warns about it.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 exec "$PYTHON" -m torch.distributed.run \

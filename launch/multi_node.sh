@@ -3,51 +3,51 @@
 #
 #     NNODES=2 HEAD=10.0.0.1:29500 LAUNCH_ID=monday-1 launch/multi_node.sh model=resnet
 #
-# NNODES          how many machines; 1:4 for one to four, which may come and go while it trains
-# HEAD            address:port of the machine where they meet, an address that all of them reach
-# LAUNCH_ID       a word of your choice, new for every launch: the same one continues its run
-# NPROC_PER_NODE  processes on each machine; without it, as many as it has GPUs, or 1
-# MAX_RESTARTS    how often processes that failed are started again; without it, 3 times
+# NNODES          how many machines; 1:4 means one to four, which may join and leave during training
+# HEAD            address:port of the machine where they meet, reachable from all of them
+# LAUNCH_ID       a word of your choice, new for every launch; the same word continues its run
+# NPROC_PER_NODE  processes per machine; default: one for each GPU, or 1
+# MAX_RESTARTS    how often failed processes are restarted; default: 3
 #
-# Where two launchers share one machine, set IS_HEAD=1 for one of them and IS_HEAD=0 for the other.
+# To run two launchers on one machine, set IS_HEAD=1 for one of them and IS_HEAD=0 for the other.
 #
-# run_dir must be on storage that every machine sees which may come to have rank 0: with a fixed
-# number of machines that is any of them.
+# run_dir must be on storage that is shared by every machine that may get rank 0. With a fixed number
+# of machines, any of them may.
 set -euo pipefail
 
-: "${NNODES:?says how many machines take part}"
-: "${HEAD:?says where they meet, as address:port}"
-: "${LAUNCH_ID:?names this launch, alike on every machine}"
+: "${NNODES:?set it to the number of machines}"
+: "${HEAD:?set it to the address:port where the machines meet}"
+: "${LAUNCH_ID:?set it to a name for this launch, the same on every machine}"
 PYTHON=${PYTHON:-python}
 GPUS=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
 
-# torchrun goes by the machine's own name, which on Debian leads to 127.0.1.1: then nobody would
-# take the head's part, and nobody could be reached.
+# torchrun uses the machine's own name, which resolves to 127.0.1.1 on Debian: then no machine would
+# be the head, and none could be reached.
 ADDRESSES=$("$PYTHON" -c "
 import socket, sys
 from dist_mnist.distributed.network import own_address
 print(own_address(sys.argv[1]), socket.gethostbyname(sys.argv[1]))" "${HEAD%:*}")
 read -r OWN_ADDRESS HEAD_ADDRESS <<<"$ADDRESSES"
 if [[ $HEAD_ADDRESS == 127.* && $HEAD != 127.* ]]; then
-    echo "error: HEAD=$HEAD leads to $HEAD_ADDRESS here: give an address that all machines reach" >&2
+    echo "error: HEAD=$HEAD resolves to $HEAD_ADDRESS here: use an address that all machines can reach" >&2
     exit 1
 fi
 IS_HEAD=${IS_HEAD:-$([[ $OWN_ADDRESS == "$HEAD_ADDRESS" ]] && echo 1 || echo 0)}
 
-# Restarts: a machine that has been silent for 6 s is lost, and one that comes is waited for no
-# longer than 3 s. (torchrun's own 15 s and 30 s are spent at every start with a varying number.)
+# A machine that has been silent for 6 s counts as lost, and a restart waits at most 3 s for others
+# to join. (torchrun would wait 15 s and 30 s, at every start with a varying number of machines.)
 RENDEZVOUS="is_host=$IS_HEAD,last_call_timeout=3,keep_alive_interval=2,keep_alive_max_attempt=3"
 
-# torchrun would keep its first store for the processes of every start, and a machine that comes
-# later would wait for an address that nobody writes there again (pytorch#167288).
+# torchrun would keep its first store through all restarts, and a machine that joins later would wait
+# for an address that is never written there again (pytorch#167288).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
-# torchrun would die of SIGUSR1, and leave its processes 30 s to save; older ones ignore these.
+# By default SIGUSR1 kills torchrun, and its processes get 30 s to save. Older versions ignore these.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 export PET_SHUTDOWN_TIMEOUT=60
 
-# dist_mnist shares the cores out by itself; without a value torchrun sets 1 and warns of it.
+# dist_mnist divides the cores itself; without a value, torchrun sets 1 and warns about it.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 exec "$PYTHON" -m torch.distributed.run \

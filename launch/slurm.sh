@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Train on a SLURM cluster. sbatch's own options come before the script, those of dist_mnist after.
+# Train on a SLURM cluster. Options of sbatch come before the script, those of dist_mnist after it.
 #
 #     sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh model=resnet trainer.epochs=50
 #     NPROC_PER_NODE=4 sbatch --nodes=2 --cpus-per-task=32 launch/slurm.sh    # without GPUs
 #
-# When its time is nearly over, and when a node, a launcher or the network between them is lost, the
-# job goes back to the queue and continues its run. When another job takes its nodes, SLURM sends
-# it back itself, and it continues too. `scancel` ends it; so does the hundredth time, and the third
-# in a row that has brought no new checkpoint.
+# When its time is nearly up, or when a node, a launcher or the network is lost, the job requeues
+# itself and continues its run. When it is preempted, SLURM requeues it, and it continues too.
+# `scancel` ends it. It also ends after 100 requeues, or after three starts in a row that brought no
+# new checkpoint.
 #
-# Submit it with the virtual environment active, in a folder that all nodes see. The nodes need no
-# internet.
+# Submit it with the virtual environment active, from a folder that all nodes share. The nodes need no
+# internet access.
 #SBATCH --job-name=dist_mnist
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -22,10 +22,10 @@ set -uo pipefail
 time_is_over=
 told_to_end=
 trap 'time_is_over=yes' USR1
-trap 'told_to_end=yes' TERM # with which SLURM also tells the processes, so they save by themselves
+trap 'told_to_end=yes' TERM # SLURM also sends it to the processes, so they save by themselves
 
-# The task of an array is known by the array's id, since the last one has the same id as the array.
-# Where sbatch was called in a task of another array, these variables are still of that one.
+# A task of an array must be addressed as <array id>_<task id>: its last task has the job id of the
+# whole array. If sbatch was called inside a task of another array, the variables are of that one.
 job=$SLURM_JOB_ID
 task=${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}
 if [[ $(scontrol show job "$task" 2>/dev/null) == "JobId=$job "* ]]; then
@@ -35,21 +35,21 @@ shown=$(scontrol show job "$job")
 SLURM_RESTART_COUNT=$(sed -n 's/.* Restarts=\([0-9]*\).*/\1/p' <<<"$shown")
 export SLURM_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}
 
-# With `sbatch --export`, srun would leave this script's PATH out.
+# After `sbatch --export=...`, srun would not pass on this script's PATH.
 unset SLURM_EXPORT_ENV
 
-# sbatch runs a copy of this script, from elsewhere; SLURM shows the path and all arguments.
+# sbatch runs a copy of this script in another folder; scontrol shows its path, then its arguments.
 command=${shown#*$'\n'   Command=}
 command=${command%%$'\n'   WorkDir=*}
-command=${command%"${command##*[! ]}"} # without spaces at its end
+command=${command%"${command##*[! ]}"} # without trailing spaces
 script=${command%"${*:+ $*}"}
 folder=${script%/*}
 if [[ ! -x $folder/multi_node.sh ]]; then
-    echo "error: multi_node.sh is not beside this script, which SLURM says is '$script'" >&2
+    echo "error: multi_node.sh is not in the folder of this script ('$script', according to SLURM)" >&2
     exit 1
 fi
 
-# How many starts in a row have brought no checkpoint; its time is that of this start.
+# Holds how many starts in a row brought no checkpoint; its modification time is this start's.
 fruitless=.slurm-$SLURM_JOB_ID
 if ((SLURM_RESTART_COUNT == 0)) || [[ ! -f $fruitless ]]; then
     echo 0 >"$fruitless"
@@ -61,12 +61,12 @@ for argument in "$@"; do
 done
 
 export NNODES=$SLURM_NNODES
-export LAUNCH_ID=$SLURM_JOB_ID.$SLURM_RESTART_COUNT # processes of an earlier start stay out
+export LAUNCH_ID=$SLURM_JOB_ID.$SLURM_RESTART_COUNT # keeps processes of an earlier start out
 export NPROC_PER_NODE=${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 export PORT=$((10000 + SLURM_JOB_ID % 20000))
 
-# One of these on each node. It outlives torchrun, to say what became of it: 75 where it was told to
-# stop for now, and nothing special (143) where srun has ended it because of another node.
+# Runs on each node, and outlives torchrun to report its end: 75 if it was told to stop for now, and
+# 1 instead of 143 if srun ended it because of another node.
 run_node='
     trap : TERM
     trap stopped=75 USR1
@@ -82,7 +82,7 @@ is_running() { kill -0 "$srun" 2>/dev/null; }
 while is_running && [[ ! $time_is_over ]]; do
     wait "$srun"
 done
-# srun itself would end its processes at once: they are told directly, as soon as they are there.
+# A signal to srun would end its processes at once, so they are told directly once they exist.
 while is_running && ! scancel --signal=TERM "$job.0" 2>/dev/null; do
     sleep 1
 done

@@ -1,4 +1,4 @@
-"""What a notebook or a script imports from the package."""
+"""The names that a notebook or a script imports from the package."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is installed is complete: from a wheel, from an editable install, from a bare checkout."""
+"""Installations are complete: from a wheel, editable, and from a bare checkout."""
 
 import subprocess
 import sys

@@ -1,1 +1,1 @@
-"""What a user can ask for, a file each."""
+"""The commands, a file each."""

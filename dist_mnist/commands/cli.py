@@ -1,4 +1,4 @@
-"""What all commands share: compose the config, run, report an error once, end with a status.
+"""Shared by all commands: compose the config, run, report an error once, end with a status.
 
 Hydra composes the config; from there on it is a checked dataclass. torch is imported when there is
 work for it, so `--help` is quick.

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EvaluateConfig:
-    """Which checkpoint, and what to do differently from its training; null changes nothing."""
+    """The checkpoint, and what to do differently from its training; null changes nothing."""
 
     checkpoint: str | None
     data: dict[str, Any]

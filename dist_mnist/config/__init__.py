@@ -1,3 +1,3 @@
-"""What may be asked for: schemas, checks and errors. Imports no torch."""
+"""Schemas, checks and errors of the configuration. Imports no torch."""
 
 __version__ = "0.1.0"

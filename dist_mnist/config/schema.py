@@ -26,7 +26,7 @@ class Precision(Enum):
 
 
 class Resume(Enum):
-    """What to do with a run directory that already holds a run."""
+    """The treatment of a run directory that already holds a run."""
 
     auto = "auto"
     never = "never"
@@ -34,7 +34,7 @@ class Resume(Enum):
 
 
 class TrackingMode(Enum):
-    """Where wandb writes."""
+    """The place wandb writes to."""
 
     auto = "auto"
     online = "online"
@@ -77,7 +77,7 @@ class DataConfig:
 
 @dataclass
 class AugmentationConfig:
-    """How far each training image may be changed; zeros leave it as it is."""
+    """Limits of the random change to each training image; zeros leave it unchanged."""
 
     shift_pixels: int
     rotation_degrees: float
@@ -90,7 +90,7 @@ class AugmentationConfig:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether every image stays as it is."""
+        """True if every image stays as it is."""
         return not any(vars(self).values())
 
 
@@ -140,7 +140,7 @@ class TrainerConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where and under what name wandb keeps the run."""
+    """The place and the name under which wandb keeps the run."""
 
     mode: TrackingMode
     project: str | None  # null: WANDB_PROJECT, or dist_mnist

@@ -1,1 +1,1 @@
-"""What each step sees, a pure function of the seed."""
+"""The data of each step, a pure function of the seed."""

@@ -1,4 +1,4 @@
-"""How many CPU threads a process computes with: a rule, with one answer at every launch.
+"""Chooses the number of CPU threads of a process, by a rule that answers alike at every launch.
 
 Threads that have too little to do cost more than they bring, and far more beside another program: a
 thread that has lost its core keeps all the others waiting. Imports no torch, so that `wait_briefly`

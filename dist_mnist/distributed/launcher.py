@@ -1,4 +1,4 @@
-"""What the launcher (torchrun, SLURM, submitit, a JobSet) says about this launch."""
+"""Reads what the launcher (torchrun, SLURM, submitit, a JobSet) says about this launch."""
 
 import hashlib
 import os
@@ -148,7 +148,7 @@ def _refuse_bare_launcher() -> None:
 
 
 def sees_own_device() -> bool:
-    """Whether the launcher shows this process one accelerator and other processes other ones.
+    """Return whether this process sees one accelerator, and other processes see others.
 
     So do `srun --gpus-per-task=1` and scripts around a process. torchrun's processes all see what
     torchrun sees, so one device there is one for all of them.
@@ -178,7 +178,7 @@ def launch_id() -> str | None:
 
 
 def is_restart() -> bool:
-    """Whether torchrun, SLURM or a JobSet says that it has started this launch before.
+    """Return whether torchrun, SLURM or a JobSet says that it has started this launch before.
 
     It may be a restart even if they do not say so: torchrun does not count restarts in which
     machines have joined or left.
@@ -196,12 +196,12 @@ def _start_time(pid: int) -> str:
 
 
 def is_alone() -> bool:
-    """Whether no launcher has started this process together with others, or for a cluster."""
+    """Return whether this process runs alone: not with others, and not as a cluster job."""
     return _count("WORLD_SIZE") < 2 and not is_cluster_job()
 
 
 def is_cluster_job() -> bool:
-    """Whether submitit started this process, as one job of a sweep on a cluster."""
+    """Return whether submitit started this process, as one job of a sweep on a cluster."""
     return "SUBMITIT_EXECUTOR" in os.environ
 
 

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other and form one process group."""
+"""Brings the processes of a run together in one process group."""
 
 import logging
 import os

@@ -97,6 +97,6 @@ def _keep_freed_memory() -> None:
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone or does not answer."""
+    """Return whether an error only says that another process is gone or does not answer."""
     is_gloo = isinstance(error, RuntimeError) and "gloo" in str(error)
     return is_gloo or isinstance(error, (dist.DistError, LostRankError))

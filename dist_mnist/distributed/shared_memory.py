@@ -24,7 +24,7 @@ class LostRankError(ConnectionError):
 
 
 def is_supported() -> bool:
-    """Whether this system has what `SharedMemorySum` needs, and lets this process use it."""
+    """Return whether this system has what `SharedMemorySum` needs, and lets this process use it."""
     if not (hasattr(os, "memfd_create") and hasattr(socket, "send_fds")):
         return False
     try:

@@ -59,7 +59,7 @@ class Position(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """Its name in a message."""
         return self.activity or NAMES[self.phase].format(self.step)
 
 
@@ -96,7 +96,7 @@ def during(activity: str) -> Iterator[None]:
 
 
 class Store(Protocol):
-    """Where ranks leave messages for each other; a `torch.distributed.Store` is one."""
+    """A board on which ranks leave messages for each other, such as a `torch.distributed.Store`."""
 
     def set(self, key: str, value: str) -> None:
         """Leave a message."""
@@ -109,7 +109,7 @@ class Store(Protocol):
 
 
 class Heartbeat(NamedTuple):
-    """What a rank tells the others; `beat` counts how often it has."""
+    """A rank's message to the others; `beat` counts its messages."""
 
     beat: int
     step: int

@@ -34,7 +34,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one process that writes and reports."""
+        """True on rank 0, the only process that writes and reports."""
         return self.rank == 0
 
 

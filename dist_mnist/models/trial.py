@@ -19,7 +19,7 @@ WEIGHTED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 class Trial(NamedTuple):
-    """What a trial of a network has shown.
+    """The findings of a trial.
 
     Attributes:
         multiply_adds: Multiplications of a forward pass for one image, in the layers with weights;

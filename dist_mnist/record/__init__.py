@@ -1,1 +1,1 @@
-"""What a run leaves behind, on disk and in wandb."""
+"""Everything a run leaves behind, on disk and in wandb."""

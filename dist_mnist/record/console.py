@@ -1,4 +1,4 @@
-"""What a person reads while a run lasts, on the console and in train.log."""
+"""Messages for people during a run, on the console and in train.log."""
 
 import logging
 import sys

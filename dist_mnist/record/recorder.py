@@ -1,4 +1,4 @@
-"""What a run leaves behind while it lasts: journal, wandb and checkpoints, in that order."""
+"""Writes a run's journal, wandb rows and checkpoints, in that order."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Where a run's numbers and weights go; this one, for ranks other than 0, keeps nothing."""
+    """Receives a run's numbers and weights. This one, for ranks other than 0, drops them."""
 
     def record(self, line: Line, media: Media | None = None) -> None:
         """Add a line to the journal, and to wandb with pictures and tables beside it."""

@@ -35,7 +35,7 @@ NO_MEDIA: Media = {}
 
 
 class Tracker:
-    """What a run tells wandb. This one, for runs without wandb, tells nobody."""
+    """Receives a run's values for wandb. This one, for runs without wandb, drops them."""
 
     def log(self, line: Line, media: Media = NO_MEDIA) -> None:
         """Add a row with the numbers of one line of the journal, and pictures and tables."""

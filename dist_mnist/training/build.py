@@ -153,7 +153,7 @@ def _batch_sizes(trainer: TrainerConfig, order: EpochOrder) -> set[int]:
 
 
 def _meets_one_image(trainer: TrainerConfig, world: World, order: EpochOrder) -> bool:
-    """Whether batch norm meets a single image in some forward pass of the run."""
+    """Return whether any forward pass of the run gives batch norm a single image."""
     if trainer.sync_batch_norm and world.size > 1:  # the statistics are of all ranks' images
         return False
     parts = SHARDS if trainer.reproducible else world.size

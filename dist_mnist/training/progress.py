@@ -1,4 +1,4 @@
-"""How far a run has come, how well it does while it trains, and the journal lines that say so."""
+"""A run's progress and running metrics, and the journal lines that report them."""
 
 from dataclasses import astuple, dataclass, field
 from typing import Any
@@ -80,7 +80,7 @@ class RunningMetrics:
 
 @dataclass
 class Progress:
-    """How far a run has come; part of every checkpoint.
+    """The progress of a run; part of every checkpoint.
 
     Attributes:
         step: Optimizer steps done.

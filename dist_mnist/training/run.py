@@ -40,7 +40,7 @@ MISTAKES_SHOWN = 24
 
 
 class Result(NamedTuple):
-    """Where a run is, and how the best checkpoint scores on the test set."""
+    """A run's directory, and the best checkpoint's score on the test set."""
 
     run_dir: Path
     test: Evaluation

@@ -1,4 +1,4 @@
-"""Which epoch is the best one."""
+"""Selects the best epoch."""
 
 from dist_mnist.training.progress import Progress
 

@@ -83,7 +83,7 @@ class TrainingState:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last step was made."""
+        """True once the last step is done."""
         return self.progress.step >= self.last_step
 
     @property

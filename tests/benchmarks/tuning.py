@@ -1,4 +1,4 @@
-"""What each thing that is there for speed is worth, and what each option costs or gains.
+"""Measures what each optimization is worth, and what each option costs or gains.
 
 One thing at a time is taken away from the run, or one option is set, and a step is timed beside
 that of the run as it is.

@@ -1,4 +1,4 @@
-"""What launchers leave in the environment, and what a process makes of it."""
+"""Launchers' environment variables, and how a process reads them."""
 
 import subprocess
 import sys

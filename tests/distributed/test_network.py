@@ -1,4 +1,4 @@
-"""Which of this machine's addresses and interfaces lead to another machine."""
+"""The addresses and interfaces of this machine that lead to another one."""
 
 import socket
 import sys

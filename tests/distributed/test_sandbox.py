@@ -1,4 +1,4 @@
-"""What a sandbox forbids is done without."""
+"""Training where a sandbox forbids system calls."""
 
 import errno
 import os

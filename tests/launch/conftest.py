@@ -1,4 +1,4 @@
-"""What the tests of launch/ share."""
+"""Fixtures that the tests of launch/ share."""
 
 from pathlib import Path
 

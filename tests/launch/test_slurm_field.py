@@ -1,4 +1,4 @@
-"""What users do to launch/slurm.sh: options, names and arguments of their own, too little time."""
+"""launch/slurm.sh as users run it: own options, names and arguments, and too little time."""
 
 import shutil
 import sys

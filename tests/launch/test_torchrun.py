@@ -165,7 +165,8 @@ def test_unreachable_head_is_refused(hosts: list[Host], tmp_path: Path) -> None:
     )
     assert refused.wait(20) == 1
     assert log_file.read_text() == (
-        "error: HEAD=first:29500 leads to 127.0.1.1 here: give an address that all machines reach\n"
+        "error: HEAD=first:29500 resolves to 127.0.1.1 here: "
+        "use an address that all machines can reach\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""What breaks from outside: damaged files, full and read-only disks, other launches, the clock."""
+"""Damage from outside: corrupt files, full and read-only disks, other launches, the clock."""
 
 import logging
 import os

@@ -14,7 +14,7 @@ def content(step: int = 1) -> dict[str, Any]:
 
 
 class Intruder:
-    """What loading must never run."""
+    """Code that loading must never run."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch intruded",)

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and whether two runs left the same."""
+"""Reads what a run left behind, and compares two runs."""
 
 from pathlib import Path
 from typing import Any

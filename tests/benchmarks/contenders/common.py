@@ -1,4 +1,4 @@
-"""What the contenders share, so that nothing but their loops differs.
+"""Code that the contenders share, so that only their loops differ.
 
 None of them computes a metric while it trains, which dist_mnist does: the comparison errs on
 their side.
@@ -66,7 +66,7 @@ class Arguments:
 
     @property
     def loader_options(self) -> dict[str, Any]:
-        """What every data loader is built with, beside its batch size and its order."""
+        """Arguments of every data loader, apart from its batch size and its order."""
         return {
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
