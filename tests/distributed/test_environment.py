@@ -115,7 +115,14 @@ def train_with(redirections: str, root: Path, run_dir: Path, *overrides: str) ->
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "| true"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        "<&- >&- 2>&-",
+        "| true",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-", ">/dev/full")),
+    ],
+)
 def test_streams_that_nobody_reads(small_root: Path, tmp_path: Path, closed: str) -> None:
     status, printed = train_with(closed, small_root, tmp_path)
     assert status == 0
@@ -125,7 +132,13 @@ def test_streams_that_nobody_reads(small_root: Path, tmp_path: Path, closed: str
     assert (tmp_path / "checkpoints" / "last.safetensors").exists()
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        ">&- 2>&-",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-")),
+    ],
+)
 def test_mistake_with_closed_streams(small_root: Path, tmp_path: Path, closed: str) -> None:
     status, printed = train_with(closed, small_root, tmp_path, "trainer.device=tpu")
     assert status == 1
