@@ -4,7 +4,8 @@
 #     NNODES=2 HEAD=10.0.0.1:29500 LAUNCH_ID=monday-1 launch/multi_node.sh model=resnet
 #
 # NNODES          how many machines; 1:4 means one to four, which may join and leave during training
-# HEAD            address:port of the machine where they meet, reachable from all of them
+# HEAD            address:port of the machine where they meet, reachable from all of them; an IPv6
+#                 address in brackets, as in [fd00::1]:29500
 # LAUNCH_ID       a word of your choice, new for every launch; the same word continues its run
 # NPROC_PER_NODE  processes per machine; default: one for each GPU, or 1
 # MAX_RESTARTS    how often failed processes are restarted; default: 3
@@ -24,12 +25,15 @@ NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
 
 # torchrun uses the machine's own name, which resolves to 127.0.1.1 on Debian: then no machine would
 # be the head, and none could be reached.
+HEAD_HOST=${HEAD%:*}
+HEAD_HOST=${HEAD_HOST#[} # an IPv6 address stands in brackets
+HEAD_HOST=${HEAD_HOST%]}
 ADDRESSES=$("$PYTHON" -c "
 import socket, sys
 from dist_mnist.distributed.network import own_address
-print(own_address(sys.argv[1]), socket.gethostbyname(sys.argv[1]))" "${HEAD%:*}")
+print(own_address(sys.argv[1]), socket.getaddrinfo(sys.argv[1], None)[0][4][0])" "$HEAD_HOST")
 read -r OWN_ADDRESS HEAD_ADDRESS <<<"$ADDRESSES"
-if [[ $HEAD_ADDRESS == 127.* && $HEAD != 127.* ]]; then
+if [[ $HEAD_ADDRESS == 127.* && $HEAD_HOST != 127.* ]]; then
     echo "error: HEAD=$HEAD resolves to $HEAD_ADDRESS here: use an address that all machines can reach" >&2
     exit 1
 fi

@@ -14,18 +14,9 @@ from dist_mnist.distributed.launcher import is_restart
 from dist_mnist.distributed.network import interface_of, own_address
 from dist_mnist.distributed.session import session
 from dist_mnist.distributed.world import all_reduce_max
-from tests.support.processes import python, run_ranks
+from tests.support.processes import needs_ipv6, python, run_ranks
 
 PAIR = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-
-
-def has_ipv6() -> bool:
-    with socket.socket(socket.AF_INET6) as probe:
-        try:
-            probe.bind(("::1", 0))
-        except OSError:
-            return False
-    return True
 
 
 @pytest.mark.parametrize(
@@ -87,7 +78,7 @@ def meet_over_ipv6() -> tuple[float, str]:
         return highest, os.environ["GLOO_SOCKET_IFNAME"]
 
 
-@pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
+@needs_ipv6
 def test_ipv6() -> None:
     (name,) = {interface_of("::1")}
     assert name in [name for _, name in socket.if_nameindex()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.configs import CHECKOUT
-from tests.support.processes import python, torchrun
+from tests.support.processes import free_port, needs_ipv6, python, torchrun
 
 LAUNCH = CHECKOUT / "launch"
 
@@ -120,16 +120,15 @@ def test_local_script_passes_arguments(small_root: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_multi_node_script_joins_agents(small_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=needs_ipv6)])
+def test_multi_node_script_joins_agents(small_root: Path, tmp_path: Path, host: str) -> None:
     """Two agents on the loopback address, as two machines would start them."""
-    from tests.support.processes import free_port
-
     environment = {
         **os.environ,
         "PYTHON": sys.executable,
         "NNODES": "2",
         "NPROC_PER_NODE": "1",
-        "HEAD": f"127.0.0.1:{free_port()}",
+        "HEAD": f"{host}:{free_port()}",
         "LAUNCH_ID": "two-machines",
     }
     agents = [

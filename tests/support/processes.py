@@ -11,6 +11,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+
+def _has_ipv6() -> bool:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="needs IPv6")
+
 
 def run_ranks(size: int, function: Callable[..., Any], *args: object) -> list[Any]:
     """Call a function of the tests in `size` real processes, as torchrun would start them.
