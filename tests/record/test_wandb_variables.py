@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import wandb
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.record.journal import Line
 from dist_mnist.record.wandb_run import start_tracking
 from tests.support import tracking
-from tests.support.configs import CHECKOUT, make_config
+from tests.support.configs import CHECKOUT, SMALL_DATA, make_config
+from tests.support.processes import python
 from tests.support.wandb_cli import inspect
 from tests.support.wandb_server import WandbServer, wandb_server
 
@@ -137,12 +137,24 @@ def test_resume_must_find_a_run(
     assert server.numbers(tmp_path / "b") == [3, 6, 9, 12]
 
 
-def test_sweep_of_the_readme() -> None:
-    """The agent turns it into a command line whose arguments are overrides."""
+@pytest.mark.slow
+def test_agent_runs_the_sweep_of_the_readme(
+    server: WandbServer, small_root: Path, tmp_path: Path
+) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
     sweep = yaml.safe_load(text)
     assert sweep["command"] == ["python", "-m", "dist_mnist", "${args_no_hyphens}"]
-    chosen = {name: {"value": choice["values"][0]} for name, choice in sweep["parameters"].items()}
-    arguments = create_sweep_command_args({"args": chosen})["args_no_hyphens"]
-    assert make_config(*arguments).optimizer["lr"] == chosen["optimizer.lr"]["value"]
+    sweep["command"] += [*SMALL_DATA, f"data.root={small_root}", "trainer.max_steps=2"]
+    server.sweep = yaml.safe_dump(sweep)
+    rates = dict(zip(("t1", "t2"), sweep["parameters"]["optimizer.lr"]["values"], strict=False))
+    server.trials = {run: {"optimizer.lr": rate, "model": "mlp"} for run, rate in rates.items()}
+    python("-m", "wandb", "agent", "e/digits/s", cwd=tmp_path).check_returncode()
+    assert server.projects == dict.fromkeys(rates, "digits")
+    for run_dir in (tmp_path / "outputs").iterdir():
+        run = (run_dir / "wandb_run_id").read_text()
+        (epoch,) = [row for row in server.rows[run].values() if "validation/accuracy" in row]
+        assert epoch["_step"] in server.numbers(run_dir)
+        config = yaml.safe_load((run_dir / "config.yaml").read_text())
+        assert config["optimizer"]["lr"] == rates.pop(run)
+    assert not rates
     assert sweep["metric"]["name"] == "validation/accuracy"

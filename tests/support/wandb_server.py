@@ -16,6 +16,8 @@ class WandbServer(ThreadingHTTPServer):
     Attributes:
         rows: By run, its history in the order in which it arrived.
         projects: By run, in which project it is.
+        sweep: The YAML text of the one sweep that there is.
+        trials: What an agent of the sweep is still to run: by run, the value of each parameter.
         answers: Whoever asks is kept waiting while this is not set.
     """
 
@@ -26,6 +28,8 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.rows: dict[str, dict[int, dict[str, Any]]] = {}
         self.projects: dict[str, str] = {}
+        self.sweep = ""
+        self.trials: dict[str, dict[str, Any]] = {}
         self.answers = threading.Event()
         self.answers.set()
 
@@ -66,7 +70,21 @@ class WandbServer(ThreadingHTTPServer):
                 {"name": file, "uploadUrl": f"{self.url}/{file}"} for file in variables["files"]
             ]
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        if name == "SweepWithRuns":
+            return {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}}
+        if name == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "agent"}}}
+        if name == "Heartbeat":
+            commands = [] if "true" in variables["runState"] else [self._next_command()]
+            return {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps(commands)}}
         raise NotImplementedError(name)
+
+    def _next_command(self) -> dict[str, Any]:
+        if not self.trials:
+            return {"type": "exit"}
+        run = next(iter(self.trials))
+        chosen = {name: {"value": value} for name, value in self.trials.pop(run).items()}
+        return {"type": "run", "run_id": run, "args": chosen, "program": ""}
 
 
 class _Handler(BaseHTTPRequestHandler):
