@@ -13,8 +13,9 @@ from pathlib import Path
 # Multiply-adds of a forward pass, in one step, that are worth a thread: about a millisecond.
 WORK_PER_THREAD = 25_000_000
 # How often a waiting thread of GNU OpenMP looks before it sleeps. By default it looks for
-# milliseconds, and takes the core from whoever it waits for.
-SPIN_COUNT = "10000"
+# milliseconds, and takes the core from the thread it waits for. Fewer looks than these cost speed
+# where nothing else runs; tests/benchmarks/beside.py measures both.
+SPIN_COUNT = "1000"
 
 CGROUP_V2 = Path("/sys/fs/cgroup")
 CGROUP_V1 = ("cpu", "cpu,cpuacct")  # below CGROUP_V2's folder
