@@ -19,8 +19,9 @@ set -euo pipefail
 : "${HEAD:?says where they meet, as address:port}"
 : "${LAUNCH_ID:?names this launch, alike on every machine}"
 PYTHON=${PYTHON:-python}
-GPUS=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
-NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
+# torch counts only those that CUDA_VISIBLE_DEVICES shows.
+COUNT_GPUS='import torch; print(max(1, torch.accelerator.device_count()))'
+NPROC_PER_NODE=${NPROC_PER_NODE:-$("$PYTHON" -c "$COUNT_GPUS")}
 
 # torchrun goes by the machine's own name, which on Debian leads to 127.0.1.1: then nobody would
 # take the head's part, and nobody could be reached.
