@@ -6,8 +6,9 @@
 set -euo pipefail
 
 PYTHON=${PYTHON:-python}
-GPUS=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
-NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
+# torch counts only those that CUDA_VISIBLE_DEVICES shows.
+COUNT_GPUS='import torch; print(max(1, torch.accelerator.device_count()))'
+NPROC_PER_NODE=${NPROC_PER_NODE:-$("$PYTHON" -c "$COUNT_GPUS")}
 
 # dist_mnist divides the cores itself; without a value, torchrun sets 1 and warns about it.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

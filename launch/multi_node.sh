@@ -20,8 +20,9 @@ set -euo pipefail
 : "${HEAD:?set it to the address:port where the machines meet}"
 : "${LAUNCH_ID:?set it to a name for this launch, the same on every machine}"
 PYTHON=${PYTHON:-python}
-GPUS=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
-NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
+# torch counts only those that CUDA_VISIBLE_DEVICES shows.
+COUNT_GPUS='import torch; print(max(1, torch.accelerator.device_count()))'
+NPROC_PER_NODE=${NPROC_PER_NODE:-$("$PYTHON" -c "$COUNT_GPUS")}
 
 # torchrun uses the machine's own name, which resolves to 127.0.1.1 on Debian: then no machine would
 # be the head, and none could be reached.

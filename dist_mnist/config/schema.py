@@ -21,6 +21,7 @@ class Precision(Enum):
 
     auto = "auto"  # bf16 on GPUs that have it, fp16 on other GPUs, fp32 on the CPU
     fp32 = "fp32"
+    tf32 = "tf32"  # float32, which GPUs multiply with fewer bits; fp32 on the CPU
     bf16 = "bf16"
     fp16 = "fp16"
 
@@ -93,6 +94,16 @@ class AugmentationConfig:
         """True if every image stays as it is."""
         return not any(vars(self).values())
 
+    @property
+    def turns(self) -> bool:
+        """Whether images are turned or scaled."""
+        return bool(self.rotation_degrees or self.scale)
+
+    @property
+    def margin(self) -> int:
+        """How many pixels around each image let it be moved without being padded anew."""
+        return 0 if self.turns else self.shift_pixels
+
 
 # What trainer.reproducible excludes, and why.
 NOT_REPRODUCIBLE = {
@@ -100,6 +111,7 @@ NOT_REPRODUCIBLE = {
     "sync_batch_norm": "it computes batch norm's statistics over one shard alone",
     "compress_gradients": "rounding would depend on the number of processes",
     "compile": "compiled code depends on the shapes that a process has seen",
+    "cuda_graph": "its random numbers change within a step, which a graph cannot repeat",
 }
 
 
@@ -125,8 +137,12 @@ class TrainerConfig:
     checkpoint_every_steps: int | None
     keep_checkpoints: int
     timeout_seconds: int
+    cuda_graph: Any = "auto"  # or true or false; checkpoints from before it have no value
 
     def __post_init__(self) -> None:
+        graph = self.cuda_graph
+        rule = "choose auto, true or false"
+        _require(graph == "auto" or isinstance(graph, bool), "trainer.cuda_graph", graph, rule)
         for key, value in vars(self).items():
             if type(value) is int:
                 _require(value >= 1, f"trainer.{key}", value, "it must be at least 1")
@@ -134,8 +150,9 @@ class TrainerConfig:
         _require(clip is None or clip > 0, "trainer.gradient_clip_norm", clip, "it must be above 0")
         for key, reason in NOT_REPRODUCIBLE.items():
             value = getattr(self, key)
+            is_set = value not in (None, False, "auto")
             rule = f"with trainer.reproducible=true, {reason}; reset one of the two to its default"
-            _require(not (self.reproducible and value), f"trainer.{key}", value, rule)
+            _require(not (self.reproducible and is_set), f"trainer.{key}", value, rule)
 
 
 @dataclass

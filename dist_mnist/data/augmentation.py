@@ -5,61 +5,101 @@ processes share it.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from dist_mnist.config.schema import AugmentationConfig
+from dist_mnist.data.images import ImageTensors
 
-NUMBERS_PER_IMAGE = 4  # down, right, turn, size
+
+class Changes(NamedTuple):
+    """What happens to each image of a batch.
+
+    Attributes:
+        moves: int64 of shape (2, B): down and right, from 0 for the largest move one way to
+            2 * shift_pixels for the largest the other way.
+        turns: float32 of shape (2, B), from 0 to below 1: the angle and the size.
+    """
+
+    moves: torch.Tensor
+    turns: torch.Tensor
+
+    def part(self, number: int, parts: int) -> "Changes":
+        """Return the changes of every `parts`-th image, from `number` on."""
+        return Changes(self.moves[:, number::parts], self.turns[:, number::parts])
+
+
+def draw_changes(config: AugmentationConfig, count: int, device: torch.device) -> Changes:
+    """Draw what happens to `count` images, from the device's default generator."""
+    choices = 2 * config.shift_pixels + 1
+    return Changes(
+        moves=torch.randint(choices, (2, count if choices > 1 else 0), device=device),
+        turns=torch.rand(2, count if config.turns else 0, device=device),
+    )
 
 
 def augment(
-    images: torch.Tensor, config: AugmentationConfig, numbers: torch.Tensor
+    samples: ImageTensors, indices: torch.Tensor, config: AugmentationConfig, changes: Changes
 ) -> torch.Tensor:
-    """Change each image of a batch at random, by as much as the config allows.
+    """Fetch images and change each of them at random, by as much as the config allows.
 
     Args:
-        images: uint8 of shape (B, C, H, W).
+        samples: Where the images are, with a margin of `config.margin`.
+        indices: int64 of shape (B,), B at least 1.
         config: How far to change them; zeros leave the images as they are.
-        numbers: float32 of shape (NUMBERS_PER_IMAGE, B), uniform from 0 to below 1.
+        changes: What happens to each of them.
 
     Returns:
-        uint8 of the same shape.
+        uint8 of shape (B, C, H, W).
     """
-    down, right, turn, size = numbers
-    if config.rotation_degrees or config.scale:
-        degrees = (2 * turn - 1) * config.rotation_degrees
-        images = rotate_and_scale(images, degrees, 1 + (2 * size - 1) * config.scale)
-    if config.shift_pixels:
-        choices = 2 * config.shift_pixels + 1
-        images = shift(
-            images, config.shift_pixels, (down * choices).long(), (right * choices).long()
-        )
+    if config.changes_nothing:
+        return samples.images.index_select(0, indices)
+    most, (down, right) = config.shift_pixels, changes.moves
+    if not config.turns:
+        return window(samples.padded, indices, config.margin, down, right)
+    turn, size = changes.turns
+    images = samples.images.index_select(0, indices)
+    degrees = (2 * turn - 1) * config.rotation_degrees
+    images = rotate_and_scale(images, degrees, 1 + (2 * size - 1) * config.scale)
+    if most:
+        each = torch.arange(len(images), device=images.device)
+        images = window(F.pad(images.contiguous(), [most] * 4), each, most, down, right)
     return images
 
 
-def shift(images: torch.Tensor, most: int, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Move each image by whole pixels; zeros fill the gaps.
+def window(
+    padded: torch.Tensor,
+    indices: torch.Tensor,
+    margin: int,
+    down: torch.Tensor,
+    right: torch.Tensor,
+) -> torch.Tensor:
+    """Fetch images, each moved by whole pixels; its black margin fills the gaps.
 
     Args:
-        images: uint8 of shape (B, C, H, W), B at least 1.
-        most: The largest move in each direction, in pixels.
-        down: int64 of shape (B,), from 0 for `most` pixels down to 2 * most for as many up.
+        padded: uint8 of shape (N, C, H + 2 * margin, W + 2 * margin), contiguous.
+        indices: int64 of shape (B,), B at least 1.
+        margin: The largest move in each direction, in pixels.
+        down: int64 of shape (B,), from 0 for `margin` pixels down to 2 * margin for as many up.
         right: The same along the other axis.
+
+    Returns:
+        uint8 of shape (B, C, H, W).
     """
-    count, channels, height, width = images.shape
-    padded = F.pad(images.contiguous(), (most, most, most, most))
-    if images.device.type != "cpu":
+    height, width = (size - 2 * margin for size in padded.shape[2:])
+    if padded.device.type != "cpu":
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-        return windows[torch.arange(count, device=images.device), :, down, right]
+        return windows[indices, :, down, right]
     # A move is only an offset in memory, so each image is one copy of one contiguous stretch, which
     # on a CPU is several times faster than looking up its pixels.
     image, channel, row, _ = padded.stride()
-    starts = torch.arange(0, count * image, image) + down * row + right
-    stretch = image - 2 * most * row - 2 * most
+    starts = indices * image + down * row + right
+    stretch = image - 2 * margin * row - 2 * margin
     moved = padded.flatten().unfold(0, stretch, 1).index_select(0, starts)
-    return moved.as_strided((count, channels, height, width), (stretch, channel, row, 1))
+    shape = (len(indices), padded.shape[1], height, width)
+    return moved.as_strided(shape, (stretch, channel, row, 1))
 
 
 def rotate_and_scale(

@@ -4,6 +4,7 @@ import zlib
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 
@@ -20,10 +21,8 @@ class Normalization:
     std: float
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Map uint8 images of any shape to float32 of the same shape."""
-        shift = torch.full((), -self.mean / self.std, device=images.device)
-        pixels = images.to(torch.float32, copy=True)
-        return torch.add(shift, pixels, alpha=1 / (255 * self.std), out=pixels)
+        """Map uint8 images of any shape to float32 of the same shape, in one operation."""
+        return torch.rsub(images, -self.mean / self.std, alpha=-1 / (255 * self.std))
 
 
 def measure_normalization(images: torch.Tensor) -> Normalization:
@@ -51,11 +50,16 @@ class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     Attributes:
         images: uint8 of shape (N, C, H, W).
         labels: int64 of shape (N,).
+        padded: The images with their margin, of shape (N, C, H + 2 * margin, W + 2 * margin).
+        margin: How many black pixels are around each image.
     """
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.images = images
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, margin: int = 0) -> None:
+        height, width = images.shape[2:]
+        self.padded = F.pad(images.contiguous(), [margin] * 4) if margin else images
+        self.images = self.padded[:, :, margin : margin + height, margin : margin + width]
         self.labels = labels
+        self.margin = margin
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,17 +77,19 @@ class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """Return the same samples on a device."""
         return ImageTensors(self.images.to(device), self.labels.to(device))
 
+    def with_margin(self, margin: int) -> "ImageTensors":
+        """Return the same samples with black pixels around each image, for moving it at no cost."""
+        return ImageTensors(self.images, self.labels, margin)
+
 
 @dataclass(frozen=True)
 class Batch:
     """One rank's share of a global batch.
 
     Attributes:
-        images: uint8 of shape (share, C, H, W); the share may be empty.
-        labels: int64 of shape (share,).
+        indices: int64 of shape (share,), places in the training set; the share may be empty.
         size: The number of samples in the global batch, over all ranks.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    indices: torch.Tensor
     size: int

@@ -24,10 +24,11 @@ if TYPE_CHECKING:  # torch has no types for its buckets
 else:
     Bucket = dist.GradBucket
 
-# Over all ranks. Beyond these, gloo's own sum is used: its memory and work do not grow with the
-# number of ranks.
+# Over all ranks. Beyond these, the backend's own sum is used: its memory and work do not grow with
+# the number of ranks.
 SHARED_MEMORY_LIMIT_BYTES = 2**29
 GATHER_LIMIT_BYTES = 2**29
+GATHER_LIMIT_BYTES_ON_GPUS = 2**23  # 35 times the tutorial's network
 
 # How DDP says that a step used other parameters than it expected.
 UNUSED_COMPLAINTS = ("Expected to have finished reduction", "Your training graph has changed")
@@ -68,7 +69,8 @@ def parallelize(
     finds_unused = comes_and_goes if looks is None else looks
     parallel_model = DistributedDataParallel(
         model,
-        # Gradients live in the buckets that are reduced: no copy in, no copy out.
+        # Gradients live in the buckets that are reduced: no copy out. One copy in stays, since
+        # gradients that are None are made anew; keeping them would cost an addition instead.
         gradient_as_bucket_view=True,
         # Every step runs the same layers, so DDP may plan once. Not together with no_sync: a
         # static graph then silently stops reducing (pytorch#187732).
@@ -127,19 +129,21 @@ def without_sync(model: nn.Module) -> Iterator[None]:
 
 
 def _choose_hook(model: DistributedDataParallel, world: World, trainer: TrainerConfig) -> None:
-    """Register the communication hook that sums gradients best here; NCCL's own needs none."""
-    compress = trainer.compress_gradients
+    """Register the communication hook that sums gradients best here; a backend's own needs none."""
+    compress, on_gpus = trainer.compress_gradients, world.device.type != "cpu"
     gradient_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    if world.device.type != "cpu":
-        if compress:
-            # By way of a function: DDP refuses the hook by its name if there is no NCCL.
-            model.register_comm_hook(
-                None, lambda _, bucket: default_hooks.bf16_compress_hook(_group(), bucket)
-            )
-    elif _can_share_memory(world, gradient_bytes) and not compress:
+    limit = GATHER_LIMIT_BYTES_ON_GPUS if on_gpus else GATHER_LIMIT_BYTES
+    # Two numbers have the same sum in any order.
+    order_matters = world.size > 2 or not on_gpus
+    if _can_share_memory(world, gradient_bytes) and not compress:
         _average_through_shared_memory(model, world, gradient_bytes, trainer.timeout_seconds)
-    elif world.size * gradient_bytes <= GATHER_LIMIT_BYTES:
-        _average_through_gloo(model, world, compress)
+    elif order_matters and world.size * gradient_bytes <= limit:
+        _average_by_gathering(model, world, compress)
+    elif on_gpus and compress:
+        # By way of a function: DDP refuses the hook by its name if there is no NCCL.
+        model.register_comm_hook(
+            None, lambda _, bucket: default_hooks.bf16_compress_hook(_group(), bucket)
+        )
 
 
 def _group() -> dist.ProcessGroup:
@@ -174,13 +178,14 @@ def _average_through_shared_memory(
     model.register_comm_hook(None, average)
 
 
-def _average_through_gloo(
+def _average_by_gathering(
     model: DistributedDataParallel, world: World, compress_gradients: bool
 ) -> None:
     """Let every rank sum all gradients itself, in the order of the ranks.
 
-    The order in which gloo sums depends on where in its bucket a gradient lies, and DDP rearranges
-    its buckets after the first step of a process: a run that continues would sum in another order.
+    The order in which gloo and NCCL sum depends on where in its bucket a gradient lies, and DDP
+    rearranges its buckets after the first step of a process: a run that continues would sum in
+    another order.
     """
 
     def average(_: None, bucket: Bucket) -> torch.futures.Future[torch.Tensor]:

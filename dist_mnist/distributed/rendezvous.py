@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.distributed import network, signals, watchdog
+from dist_mnist.distributed.gpus import claim_gpu
 from dist_mnist.distributed.launcher import is_restart, meeting_place
 from dist_mnist.distributed.world import World
 
@@ -24,6 +25,10 @@ else:
 
 # Small CPU messages always go through gloo, beside the accelerator's own backend.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
+
+# On an error NCCL would leave a key in the store that survives torchrun's restarts, and tells all
+# later processes to write a report and abort. The watchdog tells more.
+NO_NCCL_REPORT = ("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
 
 # The group waits longer than the watchdog, which can name the rank that is missing.
 GROUP_PATIENCE_SECONDS = 60
@@ -47,9 +52,12 @@ def join_group(world: World, timeout_seconds: int) -> None:
     try:
         store = _open_store(world, timeout_seconds)
         prefix = _agree_on_prefix(store, world, timeout_seconds)
+        own_store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+        claim_gpu(own_store, world)
+        os.environ.setdefault(*NO_NCCL_REPORT)
         dist.init_process_group(
             BACKENDS[world.device.type],
-            store=dist.PrefixStore(prefix, store),  # type: ignore[attr-defined]
+            store=own_store,
             rank=world.rank,
             world_size=world.size,
             timeout=timedelta(seconds=timeout_seconds + GROUP_PATIENCE_SECONDS),

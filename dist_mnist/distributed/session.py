@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.distributed import launcher
+from dist_mnist.distributed import gpus, launcher
 from dist_mnist.distributed.cpu_threads import choose_threads
 from dist_mnist.distributed.launcher import Place
 from dist_mnist.distributed.rendezvous import BACKENDS, join_group
@@ -40,6 +41,8 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
     Raises:
         InputError: There is no such device, or too few of them, or other processes did not come.
     """
+    # What reproducible runs need; cuBLAS looks at it once, in whatever run of a sweep comes first.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     world = _world_from_environment(device)
     _keep_freed_memory()
     torch.set_num_threads(choose_threads(world.local_size))
@@ -47,7 +50,8 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
         torch.accelerator.set_device_index(world.device.index)
     if world.size > 1:
         join_group(world, timeout_seconds)
-    yield world
+    with gpus.one_stream(world.device):
+        yield world
     if world.size > 1:
         dist.destroy_process_group()
 
@@ -70,11 +74,14 @@ def _pick_device(name: str, place: Place) -> torch.device:
             "would use them",
             *(local_size, count, found, count),
         )
+    unusable = gpus.unusable_gpu() if not accelerator else ""
+    if name == "auto" and unusable and local_rank == 0:
+        logger.warning("training on the CPU: %s", unusable)
     if name == "cpu" or (name == "auto" and not fits):
         return torch.device("cpu")
     if name not in ("auto", found):
         raise InputError(
-            f"trainer.device={name} is not available: this machine has {found}; "
+            f"trainer.device={name} is not available: {unusable or f'this machine has {found}'}; "
             f"set trainer.device to {found} or auto."
         )
     if not fits:

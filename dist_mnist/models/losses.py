@@ -9,6 +9,38 @@ import torch.nn.functional as F
 from torch import nn
 
 
+class CrossEntropy(nn.Module):
+    """Cross-entropy on logits; a little of each target may be spread over all classes.
+
+    The values and the gradients are those of `torch.nn.CrossEntropyLoss`. With smoothing, torch
+    computes the smooth part on its own, in 16 operations forward and backward. A row of a table for
+    each label takes 6, each of which a GPU has to be told to do.
+
+    Args:
+        num_classes: The number of outputs.
+        label_smoothing: The share of each target that is spread over all classes, from 0 to 1
+            (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567).
+    """
+
+    negated_targets: torch.Tensor
+
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing={label_smoothing} is not from 0 to 1")
+        spread = torch.full((num_classes, num_classes), label_smoothing / num_classes)
+        table = -(spread + (1 - label_smoothing) * torch.eye(num_classes))
+        self.register_buffer("negated_targets", table, persistent=False)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Map float outputs (B, classes) and int64 labels (B,) to losses (B,)."""
+        if not self.label_smoothing:
+            return F.cross_entropy(outputs, labels, reduction="none")
+        rows = self.negated_targets.index_select(0, labels)
+        return (F.log_softmax(outputs, dim=1) * rows).sum(dim=1)
+
+
 class NegativeLogLikelihood(nn.Module):
     """The negative log-probability of each label.
 

@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import warnings
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,14 +19,20 @@ from dist_mnist.distributed.cpu_threads import choose_threads
 from dist_mnist.distributed.gradients import parallelize
 from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
 from dist_mnist.models.build import build_loss, build_model
-from dist_mnist.models.precision import compute_dtype, gradient_scaler
+from dist_mnist.models.precision import compute_dtype, gradient_scaler, set_gpu_arithmetic
 from dist_mnist.models.trial import Trial, trains_on_one_image, try_out
+from dist_mnist.training.cuda_graph import (
+    GraphedCompute,
+    capture_on_gpu,
+    keep_learning_rates_in_place,
+    objection,
+)
 from dist_mnist.training.finite import FiniteCheck
 from dist_mnist.training.progress import Progress, RunningMetrics
 from dist_mnist.training.schedules import build_schedule
 from dist_mnist.training.shards import SHARDS, set_reproducible, step_in_shards
 from dist_mnist.training.state import TrainingState
-from dist_mnist.training.step import step
+from dist_mnist.training.step import compute, piece_count, step
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +49,18 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         InputError: A part cannot be built, or does not fit the others.
     """
     trainer, device = config.trainer, world.device
-    set_reproducible(world, trainer.reproducible)
+    _set_arithmetic(trainer, world)
     dtype = compute_dtype(trainer.precision, device)
+    scaler, progress = gradient_scaler(device, dtype), Progress()
     order = EpochOrder(len(splits.train), trainer.global_batch_size)
     _check_batches(trainer, world, order)
     model, parallel_model = _build_models(config, world, order)
-    optimizer = _build_optimizer(config, model)
+    optimizer = _build_optimizer(config, model, scaler)
     total_steps = trainer.epochs * len(order)
-    scaler, progress = gradient_scaler(device, dtype), Progress()
     state = TrainingState(
         config=config,
         world=world,
-        splits=splits,
+        splits=replace(splits, train=splits.train.with_margin(config.augmentation.margin)),
         model=model,
         parallel_model=parallel_model,
         loss=build_loss(config).to(device),
@@ -67,8 +75,29 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         finite_check=FiniteCheck(optimizer, scaler, device, device.type in ("cpu", "mps")),
         metrics=RunningMetrics(world, progress.epoch_totals),
     )
-    state.step = partial(step_in_shards if trainer.reproducible else step, state)
+    _choose_step(state)
     return state
+
+
+def _set_arithmetic(trainer: TrainerConfig, world: World) -> None:
+    set_reproducible(world, trainer.reproducible)
+    set_gpu_arithmetic(trainer.precision)
+
+
+def _choose_step(state: TrainingState) -> None:
+    """Choose what makes a step, and what computes it: a function, or a CUDA graph of it."""
+    trainer, optimizer, device = state.config.trainer, state.optimizer, state.world.device
+    state.step = partial(step_in_shards if trainer.reproducible else step, state)
+    state.compute = partial(compute, state)
+    if trainer.cuda_graph is not True:  # auto: not before it has been run on a GPU
+        return
+    reason = objection(optimizer, device, state.scaler.is_enabled())
+    if reason:
+        raise InputError(f"trainer.cuda_graph=true cannot be used: {reason}; set it to auto.")
+    keep_learning_rates_in_place(optimizer, device)
+    state.compute = GraphedCompute(
+        state.compute, state.order.batch_size(0), partial(capture_on_gpu, optimizer)
+    )
 
 
 def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.Module, nn.Module]:
@@ -109,10 +138,14 @@ def _compiled(model: nn.Module, world: World) -> nn.Module:
         raise InputError(
             f"trainer.compile=true does not work on this machine: {one_line(error)[:300]}."
         ) from error
+    # `set_gpu_arithmetic` has chosen; torch up to 2.12 would recommend another choice.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     return torch.compile(model)  # type: ignore[return-value]
 
 
-def _build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+def _build_optimizer(
+    config: Config, model: nn.Module, scaler: torch.amp.GradScaler
+) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer = instantiate(
         "optimizer",
         config.optimizer,
@@ -126,7 +159,30 @@ def _build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
             f"optimizer._target_={config.optimizer['_target_']} computes each step's loss several "
             f"times, which the loop does not do: choose another one, such as optimizer=adam."
         )
+    if scaler.is_enabled():
+        _start_momentum(optimizer)
     return optimizer
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let SGD's momentum begin with zeros, before a scaler of gradients may skip the first step.
+
+    torch's fused SGD takes uninitialized memory for the momentum in its first step. If that one is
+    skipped, nothing is ever written there.
+
+    Raises:
+        InputError: The momentum would then not be that of plain SGD.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        if not (group["momentum"] and group["fused"]):
+            continue
+        if group["dampening"]:
+            raise InputError(
+                f"optimizer.dampening={group['dampening']} cannot be used with fp16 and "
+                f"optimizer.fused=true: set one of them to its default, or optimizer.fused=false."
+            )
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _check_batches(trainer: TrainerConfig, world: World, order: EpochOrder) -> None:
@@ -136,14 +192,15 @@ def _check_batches(trainer: TrainerConfig, world: World, order: EpochOrder) -> N
             "step",
             *(trainer.global_batch_size, order.size),
         )
-    smallest = min(_batch_sizes(trainer, order))
-    if trainer.sync_batch_norm and smallest < world.size:
-        # A process without a share would add samples to the statistics that are not in the batch.
-        raise InputError(
-            f"trainer.global_batch_size={trainer.global_batch_size} leaves a last batch of "
-            f"{smallest} for {world.size} processes, which trainer.sync_batch_norm=true does not "
-            f"support: change the batch size."
-        )
+    for size in _batch_sizes(trainer, order) if trainer.sync_batch_norm else ():
+        count = piece_count(size, world.size, trainer.micro_batch_size)
+        if size // world.size < count:
+            # Without a sample, a process could not take part in the statistics of all.
+            raise InputError(
+                f"trainer.global_batch_size={trainer.global_batch_size} makes a batch of {size} "
+                f"in {count} piece(s) for each of {world.size} processes, too few samples for "
+                f"trainer.sync_batch_norm=true: change it, or trainer.micro_batch_size."
+            )
 
 
 def _batch_sizes(trainer: TrainerConfig, order: EpochOrder) -> set[int]:
@@ -158,10 +215,10 @@ def _meets_one_image(trainer: TrainerConfig, world: World, order: EpochOrder) ->
         return False
     parts = SHARDS if trainer.reproducible else world.size
     for size in _batch_sizes(trainer, order):
-        for share in {size // parts, -(-size // parts)}:
-            piece = trainer.micro_batch_size or share
-            if share and 1 in (min(piece, share), share % piece):
-                return True
+        count = piece_count(size, parts, trainer.micro_batch_size)
+        shares = (size // parts, -(-size // parts))
+        if 1 in [part for share in shares for part in (share // count, -(-share // count))]:
+            return True
     return False
 
 

@@ -21,6 +21,7 @@ from dist_mnist.distributed.world import (
 )
 from dist_mnist.models.build import build_loss
 from dist_mnist.models.classifier import Classifier, classifier_from_checkpoint
+from dist_mnist.models.precision import set_gpu_arithmetic
 from dist_mnist.record import checkpoint
 from dist_mnist.record.pictures import Mistake
 from dist_mnist.training.progress import rounded
@@ -160,6 +161,7 @@ def evaluate_checkpoint(path: Path, changes: Mapping[str, Any], world: World) ->
     content = broadcast_object(world, checkpoint.load(path) if world.is_main else None)
     assert content is not None
     config = config_from_plain(content["config"], changes)
+    set_gpu_arithmetic(config.trainer.precision)
     classifier = classifier_from_checkpoint(content, config, world.device)
     test, _ = load_part(config.data, train=False, trusted_modules=config.trusted_modules)
     loss = build_loss(config).to(world.device)

@@ -5,6 +5,8 @@ import math
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from dist_mnist.distributed import signals, watchdog
 from dist_mnist.distributed.stopping import StopAgreement, agreed_stop
 from dist_mnist.distributed.watchdog import Phase
@@ -118,5 +120,6 @@ def _check_skipped_steps(state: TrainingState) -> None:
 
 def _check_weights(state: TrainingState) -> None:
     """Refuse to save weights that are not finite."""
-    if not all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
+    finite = [parameter.isfinite().all() for parameter in state.model.parameters()]
+    if not bool(torch.stack(finite).all()):  # waits for the device once
         raise non_finite_error(state, state.progress.step - 1, "by")

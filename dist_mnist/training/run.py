@@ -86,6 +86,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
     if world.size > 1:  # the facts take 10 ms to collect
         require_same(world, _shared_facts(config, world, splits))
     state = build_training_state(config, world, splits)
+    del splits  # what the state has of it is padded
     run_dir = choose_run_directory(config, world)
     timeout = config.trainer.timeout_seconds
     with lock_run_directory(run_dir, config.resume, timeout) if world.is_main else nullcontext():
@@ -93,6 +94,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
         with ending_together(world), _recorder(state, run_dir, overrides) as recorder:
             logger.info("%s\nrun directory: %s\n", describe(state), run_dir)
             _fit(state, run_dir, recorder)
+            state.end_training()
             test = _test(state, run_dir, recorder)
             recorder.finish(run_dir / "checkpoints" / "best.safetensors")
             seconds = perf_counter() - started

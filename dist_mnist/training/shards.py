@@ -9,7 +9,6 @@ anyway. If the number of processes divides `SHARDS`, they all climb the same tre
 Other kinds of machines or GPUs, or another version of torch, may give other bits.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -26,9 +25,9 @@ from dist_mnist.training.state import TrainingState
 from dist_mnist.training.step import (
     add_gradients,
     apply_gradients,
-    augmented,
     seed_step,
     set_learning_rates,
+    transform,
 )
 
 SHARDS = 8
@@ -49,7 +48,6 @@ def set_reproducible(world: World, is_wanted: bool) -> None:
             f"must divide {SHARDS}; change --nproc_per_node."
         )
     torch.set_num_threads(1)  # a sum that threads share depends on their number
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     # Filling memory that is never read would only take time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -71,13 +69,12 @@ def _add_shard(state: TrainingState, batch: Batch, index: int) -> None:
     """Add the gradient of this rank's shard number `index`, weighted for the mean of the batch."""
     count = SHARDS // state.world.size
     shard = state.world.rank + index * state.world.size
-    # Copied, so that they lie in memory in the same way whatever share they are from.
-    images = batch.images[index::count].clone(memory_format=torch.contiguous_format)
-    labels = batch.labels[index::count].clone(memory_format=torch.contiguous_format)
-    if len(labels) > 0:
-        images = augmented(state, Batch(images, labels, batch.size), shard, SHARDS)
+    indices = batch.indices[index::count]
+    if len(indices) > 0:
+        images, labels = transform(state, Batch(indices, batch.size), shard, SHARDS)
         seed_step(state, shard)
-        add_gradients(state, images, labels, 1 / batch.size)
+        losses, outputs = add_gradients(state, images, labels, 1 / batch.size)
+        state.metrics.update(losses, outputs, labels)
 
 
 def sum_shards(

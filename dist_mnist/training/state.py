@@ -56,6 +56,8 @@ class TrainingState:
         finite_check: Checks every step's gradients.
         metrics: Counts what the network scores while it trains.
         step: Makes one optimizer step with a batch: `step.step`, or `shards.step_in_shards`.
+        compute: What `step.step` does with images, labels and the size of the global batch:
+            `step.compute`, or a CUDA graph of it. It returns the losses and the outputs.
     """
 
     config: Config
@@ -75,6 +77,9 @@ class TrainingState:
     finite_check: FiniteCheck
     metrics: RunningMetrics
     step: Callable[[Batch], None] = field(init=False)
+    compute: Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] = field(
+        init=False
+    )
 
     @property
     def epoch(self) -> int:
@@ -89,7 +94,7 @@ class TrainingState:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the last step, in the first parameter group."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        return self.learning_rates[0] * self.schedule(self.progress.step - 1)
 
     @property
     def classifier(self) -> Classifier:
@@ -114,15 +119,18 @@ class TrainingState:
             disable=not (self.world.is_main and sys.stderr.isatty()),
         )
         for batch, share in bar:
-            images, labels = self.splits.train[share]
-            yield Batch(images, labels, self.order.batch_size(batch))
+            yield Batch(share, self.order.batch_size(batch))
+
+    def end_training(self) -> None:
+        """Let go of the step: a CUDA graph must be gone before its process group is."""
+        del self.step, self.compute
 
 
 def checkpoint_content(state: TrainingState) -> dict[str, Any]:
     """Return everything that is needed to continue; nothing in it depends on the world size."""
     return {
         "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
+        "optimizer": _optimizer_content(state.optimizer),
         "scaler": state.scaler.state_dict(),
         "progress": asdict(state.progress),
         "config": plain_config(state.config),
@@ -132,6 +140,14 @@ def checkpoint_content(state: TrainingState) -> dict[str, Any]:
         "classes": list(state.splits.classes),
         "versions": {"dist_mnist": __version__, "torch": str(torch.__version__)},
     }
+
+
+def _optimizer_content(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the optimizer's state; learning rates that a CUDA graph reads become numbers again."""
+    content = optimizer.state_dict()
+    for group in content["param_groups"]:
+        group["lr"] = float(group["lr"])
+    return content
 
 
 def resume(state: TrainingState, run_dir: Path) -> None:

@@ -1,10 +1,11 @@
 """One optimizer step on the exact mean gradient of a global batch."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
 
-from dist_mnist.data.augmentation import NUMBERS_PER_IMAGE, augment
+from dist_mnist.data.augmentation import augment, draw_changes
 from dist_mnist.data.images import Batch
 from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.distributed import watchdog
@@ -18,8 +19,8 @@ from dist_mnist.training.state import TrainingState
 def step(state: TrainingState, batch: Batch) -> None:
     """Make one optimizer step; every rank must call it with its share of the batch.
 
-    DDP averages the ranks' gradients. With the weight `world.size / batch.size` that average is the
-    sum over all samples divided by their number, however unevenly they are shared.
+    Whatever depends on the number of the step happens here: learning rates, images, seeds. The rest
+    is `compute`, or a CUDA graph of it.
 
     Raises:
         NonFiniteError: A gradient is not finite; the step was not made.
@@ -29,22 +30,68 @@ def step(state: TrainingState, batch: Batch) -> None:
     world = state.world
     watchdog.enter(Phase.STEP, state.progress.step + 1)
     set_learning_rates(state)
-    if len(batch.labels) > 0:
-        images, labels = augmented(state, batch, world.rank, world.size), batch.labels
-        weight = world.size / batch.size
-    else:  # the all-reduce needs a gradient from every rank: that of any two samples, times 0
+    images, labels = transform(state, batch, world.rank, world.size)
+    seed_step(state, world.rank)
+    losses, outputs = state.compute(images, labels, batch.size)
+    if len(labels) > 0:
+        state.metrics.update(losses, outputs, labels)
+
+
+def compute(
+    state: TrainingState, images: torch.Tensor, labels: torch.Tensor, batch_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward, backward and optimizer, for one share of a global batch.
+
+    It waits for no device and decides nothing by what is in a tensor, so a CUDA graph can repeat
+    it. On a CPU it also looks whether the gradients are finite.
+
+    DDP averages the ranks' gradients. With the weight `world.size / batch_size` that average is the
+    sum over all samples divided by their number, however unevenly they are shared.
+
+    Args:
+        state: What is trained.
+        images: uint8 of shape (share, C, H, W); the share may be empty.
+        labels: int64 of shape (share,).
+        batch_size: The number of samples in the global batch, over all ranks.
+
+    Returns:
+        The losses (share,) and the outputs (share, classes), float32 without gradients. For an
+        empty share they mean nothing.
+    """
+    weight = state.world.size / batch_size
+    if len(labels) == 0:  # the all-reduce needs a gradient from every rank: of any two, times 0
         images, labels = state.splits.train.images[:2], state.splits.train.labels[:2]
         weight = 0.0
-    seed_step(state, world.rank)
-    pieces = [(images, labels)]
-    if size := state.config.trainer.micro_batch_size:
-        pieces = list(zip(images.split(size), labels.split(size), strict=True))
-    for index, (some_images, some_labels) in enumerate(pieces, start=1):
-        is_last = index == len(pieces)
+    micro_batch_size = state.config.trainer.micro_batch_size
+    count = piece_count(batch_size, state.world.size, micro_batch_size)
+    found = []
+    for some_images, some_labels, is_last in pieces(images, labels, count):
         with nullcontext() if is_last else without_sync(state.parallel_model):
-            add_gradients(state, some_images, some_labels, weight)
+            found.append(add_gradients(state, some_images, some_labels, weight))
     require_averaged(state.parallel_model)
     apply_gradients(state)
+    losses, outputs = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+    return losses, outputs
+
+
+def piece_count(batch_size: int, world_size: int, micro_batch_size: int | None) -> int:
+    """Return into how many pieces every rank cuts its share of a global batch.
+
+    All ranks go by the largest share: in each forward pass, synchronized batch norm waits for all
+    of them.
+    """
+    largest_share = -(-batch_size // world_size)
+    return -(-largest_share // micro_batch_size) if micro_batch_size else 1
+
+
+def pieces(
+    images: torch.Tensor, labels: torch.Tensor, count: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
+    """Yield `count` pieces of nearly the same size, and whether it is the last; fewer if empty."""
+    count = min(count, len(labels))
+    cut = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+    for number, (some_images, some_labels) in enumerate(cut, start=1):
+        yield some_images, some_labels, number == count
 
 
 def set_learning_rates(state: TrainingState) -> None:
@@ -53,11 +100,16 @@ def set_learning_rates(state: TrainingState) -> None:
     for group, learning_rate in zip(
         state.optimizer.param_groups, state.learning_rates, strict=True
     ):
-        group["lr"] = learning_rate * factor
+        if isinstance(group["lr"], torch.Tensor):  # a CUDA graph reads it from there
+            group["lr"].fill_(learning_rate * factor)
+        else:
+            group["lr"] = learning_rate * factor
 
 
-def augmented(state: TrainingState, batch: Batch, part: int, parts: int) -> torch.Tensor:
-    """Return the batch's images, changed at random.
+def transform(
+    state: TrainingState, batch: Batch, part: int, parts: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the images of a batch, changed at random, and their labels.
 
     Args:
         state: Its config says how far they are changed.
@@ -65,13 +117,14 @@ def augmented(state: TrainingState, batch: Batch, part: int, parts: int) -> torc
         part: From 0.
         parts: The number of parts that the global batch is split into.
     """
-    config, device = state.config, state.world.device
-    if config.augmentation.changes_nothing:
-        return batch.images
+    train, config, device = state.splits.train, state.config, state.world.device
+    if config.augmentation.changes_nothing or len(batch.indices) == 0:
+        return train[batch.indices]
     # Every part draws the numbers of the whole batch, so they do not depend on the number of parts.
     seed_device(device, keyed_seed(config.seed, "augmentation", state.progress.step))
-    numbers = torch.rand(NUMBERS_PER_IMAGE, batch.size, device=device)
-    return augment(batch.images, config.augmentation, numbers[:, part::parts])
+    changes = draw_changes(config.augmentation, batch.size, device).part(part, parts)
+    images = augment(train, batch.indices, config.augmentation, changes)
+    return images, train.labels.index_select(0, batch.indices)
 
 
 def seed_step(state: TrainingState, part: int) -> None:
@@ -82,25 +135,28 @@ def seed_step(state: TrainingState, part: int) -> None:
 
 def add_gradients(
     state: TrainingState, images: torch.Tensor, labels: torch.Tensor, weight: float
-) -> None:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Add `weight` times the gradient of the summed loss to every parameter's gradient.
 
     Args:
         state: Whose parameters.
         images: uint8 of shape (B, C, H, W).
         labels: int64 of shape (B,).
-        weight: With 0 the samples do not count in the metrics either.
+        weight: With 0 the samples leave no trace.
+
+    Returns:
+        The losses (B,) and the outputs (B, classes), float32 without gradients.
     """
     images = state.splits.normalization(images)
     with autocast(state.world.device, state.dtype):
         outputs = state.parallel_model(images)
-    losses = state.loss(outputs.float(), labels)
+    outputs = outputs.float()
+    losses = state.loss(outputs, labels)
     watchdog.enter(Phase.GRADIENTS, state.progress.step + 1)
     # The gradient of weight * losses.sum(), without computing the sum. If a loss is not finite,
     # neither is its gradient, so that every rank gets to know.
     state.scaler.scale(losses).backward(torch.add(weight, losses.detach(), alpha=0.0))
-    if weight:
-        state.metrics.update(losses.detach(), outputs.detach(), labels)
+    return losses.detach(), outputs.detach()
 
 
 def apply_gradients(state: TrainingState) -> None:

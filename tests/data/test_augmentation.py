@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from dist_mnist.config.schema import AugmentationConfig
-from dist_mnist.data.augmentation import NUMBERS_PER_IMAGE, augment, rotate_and_scale
+from dist_mnist.data import augmentation
+from dist_mnist.data.augmentation import Changes, draw_changes, rotate_and_scale
+from dist_mnist.data.images import ImageTensors
 
 
 def some_images(count: int = 50) -> torch.Tensor:
@@ -14,18 +16,38 @@ def some_images(count: int = 50) -> torch.Tensor:
     return images
 
 
-def numbers(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(NUMBERS_PER_IMAGE, count, generator=torch.Generator().manual_seed(seed))
+def drawn(config: AugmentationConfig, count: int, seed: int = 0) -> Changes:
+    torch.manual_seed(seed)
+    return draw_changes(config, count, torch.device("cpu"))
+
+
+def augment(
+    images: torch.Tensor, config: AugmentationConfig, changes: Changes | None = None
+) -> torch.Tensor:
+    """Change all images of a set, in the order of the set."""
+    samples = ImageTensors(images, torch.zeros(len(images)), config.margin)
+    changes = changes or drawn(config, len(images))
+    return augmentation.augment(samples, torch.arange(len(images)), config, changes)
 
 
 def test_no_augmentation_changes_nothing() -> None:
     images = some_images()
-    assert augment(images, AugmentationConfig(0, 0.0, 0.0), numbers(50)) is images
+    assert torch.equal(augment(images, AugmentationConfig(0, 0.0, 0.0)), images)
+
+
+@pytest.mark.parametrize("config", [(2, 0.0, 0.0), (0, 10.0, 0.0), (2, 10.0, 0.1)])
+def test_each_index_gets_its_image(config: tuple[int, float, float]) -> None:
+    images, limits = some_images(), AugmentationConfig(*config)
+    samples = ImageTensors(images, torch.zeros(50), limits.margin)
+    chosen, changes = torch.tensor([7, 0, 49, 7]), drawn(limits, 4)
+    fetched = augmentation.augment(samples, chosen, limits, changes)
+    assert torch.equal(fetched, augment(images[chosen], limits, changes))
+    assert torch.equal(samples.images, images)
 
 
 def test_shift_moves_whole_images() -> None:
     images = some_images(400)
-    moved = augment(images, AugmentationConfig(2, 0.0, 0.0), numbers(400))
+    moved = augment(images, AugmentationConfig(2, 0.0, 0.0))
     offsets = set()
     for before, after in zip(images, moved, strict=True):
         found = [
@@ -41,7 +63,7 @@ def test_shift_moves_whole_images() -> None:
 
 def test_shift_does_not_wrap_around() -> None:
     images = torch.full((200, 1, 28, 28), 9, dtype=torch.uint8)
-    moved = augment(images, AugmentationConfig(1, 0.0, 0.0), numbers(200))
+    moved = augment(images, AugmentationConfig(1, 0.0, 0.0))
     assert set(moved.unique().tolist()) == {0, 9}
     assert int((moved[:, :, 1:-1, 1:-1] != 9).sum()) == 0
 
@@ -51,15 +73,15 @@ def test_the_colours_of_an_image_move_together(memory_format: torch.memory_forma
     grey = some_images()
     colours = torch.cat((grey, grey // 2, grey // 3), dim=1).to(memory_format=memory_format)
     limits = AugmentationConfig(2, 0.0, 0.0)
-    moved = augment(grey, limits, numbers(50))
+    moved = augment(grey, limits)
     expected = torch.cat((moved, moved // 2, moved // 3), dim=1)
-    assert torch.equal(augment(colours, limits, numbers(50)), expected)
+    assert torch.equal(augment(colours, limits), expected)
 
 
 def test_affine_keeps_shape_dtype_and_center() -> None:
     images = torch.zeros(20, 3, 29, 29, dtype=torch.uint8)
     images[:, :, 13:16, 13:16] = 200
-    changed = augment(images, AugmentationConfig(0, 45.0, 0.2), numbers(20))
+    changed = augment(images, AugmentationConfig(0, 45.0, 0.2))
     assert changed.shape == images.shape
     assert changed.dtype == torch.uint8
     assert bool((changed[:, :, 14, 14] == 200).all())
@@ -78,9 +100,10 @@ def test_affine_by_zero_and_by_90_degrees() -> None:
 def test_augmentation_ignores_batch_mates(
     config: tuple[int, float, float],
 ) -> None:
-    images, limits, drawn = some_images(), AugmentationConfig(*config), numbers(50)
-    together = augment(images, limits, drawn)
+    images, limits = some_images(), AugmentationConfig(*config)
+    changes = drawn(limits, 50)
+    together = augment(images, limits, changes)
     for rank in range(3):
-        share = augment(images[rank::3], limits, drawn[:, rank::3])
+        share = augment(images[rank::3], limits, changes.part(rank, 3))
         assert torch.equal(share, together[rank::3])
-    assert not torch.equal(together, augment(images, limits, numbers(50, seed=1)))
+    assert not torch.equal(together, augment(images, limits, drawn(limits, 50, seed=1)))

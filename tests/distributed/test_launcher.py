@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: gpu)
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
     monkeypatch.setattr("torch.accelerator.set_device_index", lambda _: None)
+    monkeypatch.setattr("dist_mnist.distributed.gpus.one_stream", lambda _: nullcontext())
     monkeypatch.setattr("dist_mnist.distributed.session.join_group", lambda *_: None)
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
 

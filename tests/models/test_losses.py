@@ -2,11 +2,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_mnist.models.losses import NegativeLogLikelihood, OneHotMeanSquaredError
+from dist_mnist.models.losses import (
+    CrossEntropy,
+    NegativeLogLikelihood,
+    OneHotMeanSquaredError,
+)
 from tests.support.configs import make_config
 
 OUTPUTS = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 9, 9, 5])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.05, 1.0])
+def test_cross_entropy_is_torchs(smoothing: float) -> None:
+    ours = CrossEntropy(10, smoothing)
+    theirs = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)
+    found = []
+    for loss in (ours, theirs):
+        outputs = OUTPUTS.clone().requires_grad_()
+        values = loss(outputs, LABELS)
+        values.sum().backward()
+        found.append((values.detach(), outputs.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5])
+def test_odd_smoothing_is_refused(smoothing: float) -> None:
+    with pytest.raises(ValueError, match="is not from 0 to 1"):
+        CrossEntropy(10, smoothing)
 
 
 def test_nll_takes_logits_too() -> None:

@@ -262,6 +262,7 @@ def test_mixed_precision_learns_on_a_gpu(small_root: Path, precision: str) -> No
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch says it is a prototype
 @pytest.mark.parametrize("compiles", ["false", "true"])
 def test_a_step_never_waits_for_the_gpu(small_root: Path, compiles: str) -> None:
     if not torch.cuda.is_available():
@@ -274,10 +275,11 @@ def test_a_step_never_waits_for_the_gpu(small_root: Path, compiles: str) -> None
     with session("cuda", timeout_seconds=60) as world:
         splits = load_splits(config.data, config.seed).to(world.device)
         state = build_training_state(config, world, splits)
-        batch = Batch(*splits.train[torch.arange(50, device=world.device)], size=50)
+        state.parallel_model.train()
+        batch = Batch(torch.arange(50, device=world.device), size=50)
         state.step(batch)  # the first one compiles and tunes
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             for _ in range(40):
                 state.step(batch)
         finally:

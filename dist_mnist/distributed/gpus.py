@@ -1,0 +1,77 @@
+"""The GPUs of a machine: which ones torch can use, who has which, and on what stream they work."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from dist_mnist.config.errors import InputError
+from dist_mnist.distributed.world import World
+
+if TYPE_CHECKING:  # torch has no types for its stores
+    Store = Any
+else:
+    Store = dist.Store
+
+# The device files of NVIDIA's driver, one for each GPU that this process may use.
+DEVICES, NVIDIA_GPUS = Path("/dev"), "nvidia[0-9]*"
+
+
+def unusable_gpu() -> str:
+    """Say that there is an NVIDIA GPU which torch cannot use; empty if there is none, or hidden."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    if torch.version.cuda is None or is_hidden or not any(DEVICES.glob(NVIDIA_GPUS)):
+        return ""
+    return (
+        f"there is an NVIDIA GPU, but this torch (for CUDA {torch.version.cuda}) cannot use it, "
+        f"most likely because its driver is older: compare nvidia-smi"
+    )
+
+
+def claim_gpu(store: Store, world: World) -> None:
+    """Make sure that no other process of this start computes on the same GPU.
+
+    A launcher may show each process one GPU, and only the UUID tells which one that is.
+
+    Args:
+        store: One that no earlier start has used.
+        world: This process.
+
+    Raises:
+        InputError: Another process has it.
+    """
+    uuid = gpu_uuid(world.device)
+    if uuid is None:
+        return
+    if store.add(f"gpu/{uuid}", 1) == 1:
+        store.set(f"gpu/{uuid}/rank", str(world.rank))
+        return
+    first = store.get(f"gpu/{uuid}/rank").decode()
+    raise InputError(
+        f"rank {world.rank} and rank {first} have the same GPU (UUID {uuid}): let the launcher "
+        f"give each process its own, as `srun --gpus-per-task=1` does, or start fewer processes."
+    )
+
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """Return the UUID of a GPU, or None where there is none."""
+    if device.type == "cpu":
+        return None
+    properties = torch.get_device_module(device).get_device_properties(device)
+    uuid = getattr(properties, "uuid", None)
+    return None if uuid is None else str(uuid)
+
+
+def one_stream(device: torch.device) -> AbstractContextManager[object]:
+    """Let everything inside be launched on one stream that a CUDA graph can be captured from.
+
+    The default stream cannot be captured, and DDP and the captured step must share a stream.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)

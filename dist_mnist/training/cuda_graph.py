@@ -1,0 +1,105 @@
+"""A training step as a CUDA graph: one launch, where a small network's step takes some fifty.
+
+Launched one by one from Python, they take longer than the GPU needs to compute them. A graph
+repeats what was launched once, at the same addresses: weights, optimizer state and learning rates
+stay where they are, and each step's images and labels are copied to where the graph reads them.
+Random numbers follow the seed that the generator has when the graph is launched, as without one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+# Libraries choose their kernels and the optimizer makes its state; with DDP, torch asks for 11.
+WARM_UP_STEPS = 11
+
+Tensors = tuple[torch.Tensor, torch.Tensor]
+Compute = Callable[[torch.Tensor, torch.Tensor, int], Tensors]
+# Given what to compute and the tensors to read, returns what computes it again, and its results.
+Capture = Callable[[Callable[[], Tensors]], tuple[Callable[[], None], Tensors]]
+
+
+class GraphedCompute:
+    """Computes a step as it is for a while, and from then on launches a graph of it.
+
+    Whether it launches goes by the size of the global batch, in which all ranks agree: shares of
+    one shape may have different weights, and NCCL needs all ranks to launch, or none.
+
+    Args:
+        compute: What to do with images, labels and the size of the global batch.
+        batch_size: The size that is captured; other batches are computed as they are.
+        capture: Records a call; `capture_on_gpu`, with its optimizer.
+    """
+
+    def __init__(self, compute: Compute, batch_size: int, capture: Capture) -> None:
+        self._compute, self._batch_size, self._capture = compute, batch_size, capture
+        self._steps = 0
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Tensors:
+        """Make one step; what is returned stays as it is."""
+        if batch_size != self._batch_size:
+            return self._compute(images, labels, batch_size)
+        self._steps += 1
+        if self._steps <= WARM_UP_STEPS:
+            return self._compute(images, labels, batch_size)
+        if self._steps == WARM_UP_STEPS + 1:
+            self._record(images, labels)
+        for place, tensor in zip(self._inputs, (images, labels), strict=True):
+            place.copy_(tensor)
+        self._launch()
+        losses, outputs = self._results
+        return losses.clone(), outputs.clone()
+
+    def _record(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        inputs = self._inputs = (images.clone(), labels.clone())
+        call = partial(self._compute, *inputs, self._batch_size)
+        self._launch, self._results = self._capture(call)
+
+
+def capture_on_gpu(
+    optimizer: torch.optim.Optimizer, compute: Callable[[], Tensors]
+) -> tuple[Callable[[], None], Tensors]:
+    """Record what a call launches on the current stream, without computing anything.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    """
+    groups = [group for group in optimizer.param_groups if "capturable" in group]
+    for group in groups:  # torch asks for it while it captures, and warns of it at any other time
+        group["capturable"] = True
+    graph = torch.cuda.CUDAGraph()
+    # DDP's hooks and the warm-up ran on this stream too: `session` has chosen it.
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        results = compute()
+    for group in groups:
+        group["capturable"] = False
+    return graph.replay, results
+
+
+def keep_learning_rates_in_place(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Turn the learning rates into tensors, which a graph reads anew in each step."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+
+
+def objection(
+    optimizer: torch.optim.Optimizer, device: torch.device, is_scaled: bool
+) -> str | None:
+    """Return why a step cannot be a graph, or None.
+
+    Args:
+        optimizer: Must decide on the GPU alone whether to skip a step, as torch's fused ones do.
+        device: Where it computes.
+        is_scaled: Whether gradients are scaled, as with fp16: the scaler works on the CPU, too.
+    """
+    if device.type != "cuda":
+        return f"this run computes on {device.type}, not on a CUDA GPU"
+    if is_scaled:
+        return "with fp16, the scale of the gradients is changed outside it"
+    groups = optimizer.param_groups
+    can_be_captured = isinstance(optimizer, torch.optim.SGD) or all(
+        "capturable" in g for g in groups
+    )
+    if not (all(group.get("fused") for group in groups) and can_be_captured):
+        return "it needs a fused optimizer (adamw, adam or sgd with optimizer.fused=true)"
+    return None
