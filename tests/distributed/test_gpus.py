@@ -26,14 +26,15 @@ PAIR = [replace(SOLO, rank=rank, size=2) for rank in range(2)]
 
 
 def test_gpu_of_another_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = dist.HashStore()
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    first, second = (dist.PrefixStore(name, store) for name in ("1", "2"))  # type: ignore[attr-defined]
     monkeypatch.setattr(gpus, "gpu_uuid", lambda device: "GPU-1c0ffee")
-    claim_gpu(dist.PrefixStore("first start", store), PAIR[0])
+    claim_gpu(first, PAIR[0])
     with pytest.raises(InputError, match=r"rank 1 and rank 0 have the same GPU .*GPU-1c0ffee"):
-        claim_gpu(dist.PrefixStore("first start", store), PAIR[1])
-    claim_gpu(dist.PrefixStore("second start", store), PAIR[1])
+        claim_gpu(first, PAIR[1])
+    claim_gpu(second, PAIR[1])
     monkeypatch.setattr(gpus, "gpu_uuid", lambda device: "MIG-2")
-    claim_gpu(dist.PrefixStore("first start", store), PAIR[1])
+    claim_gpu(first, PAIR[1])
 
 
 def joined() -> tuple[list[int], list[str | None]]:
