@@ -19,8 +19,9 @@ class Changes(NamedTuple):
 
     Attributes:
         moves: int64 of shape (2, B): down and right, from 0 for the largest move one way to
-            2 * shift_pixels for the largest the other way.
-        turns: float32 of shape (2, B), from 0 to below 1: the angle and the size.
+            2 * shift_pixels for the largest the other way; (2, 0) if none is moved.
+        turns: float32 of shape (2, B), from 0 to below 1: the angle and the size; (2, 0) if none
+            is turned or scaled.
     """
 
     moves: torch.Tensor
@@ -33,11 +34,12 @@ class Changes(NamedTuple):
 
 def draw_changes(config: AugmentationConfig, count: int, device: torch.device) -> Changes:
     """Draw what happens to `count` images, from the device's default generator."""
-    choices = 2 * config.shift_pixels + 1
-    return Changes(
-        moves=torch.randint(choices, (2, count if choices > 1 else 0), device=device),
-        turns=torch.rand(2, count if config.turns else 0, device=device),
-    )
+    moves, turns = torch.empty(2, 0, dtype=torch.int64), torch.empty(2, 0)
+    if config.shift_pixels:
+        moves = torch.randint(2 * config.shift_pixels + 1, (2, count), device=device)
+    if config.turns:
+        turns = torch.rand(2, count, device=device)
+    return Changes(moves, turns)
 
 
 def augment(

@@ -30,6 +30,8 @@ SHARED_MEMORY_LIMIT_BYTES = 2**29
 GATHER_LIMIT_BYTES = 2**29
 GATHER_LIMIT_BYTES_ON_GPUS = 2**23  # 35 times the tutorial's network
 
+WITHOUT_SYNC_BATCH_NORM = ("cpu",)
+
 # How DDP says that a step used other parameters than it expected.
 UNUSED_COMPLAINTS = ("Expected to have finished reduction", "Your training graph has changed")
 
@@ -59,7 +61,7 @@ def parallelize(
     Raises:
         InputError: Synchronized batch norm was asked for on the CPU.
     """
-    if trainer.sync_batch_norm and world.device.type == "cpu":
+    if trainer.sync_batch_norm and world.device.type in WITHOUT_SYNC_BATCH_NORM:
         raise InputError("trainer.sync_batch_norm=true needs GPUs: set it to false on the CPU.")
     if world.size == 1:
         return model

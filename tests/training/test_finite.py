@@ -1,9 +1,18 @@
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from dist_mnist.config.errors import InputError
+from dist_mnist.data.splits import load_splits
+from dist_mnist.record.recorder import Recorder
+from dist_mnist.training.build import build_training_state
 from dist_mnist.training.finite import FiniteCheck
+from dist_mnist.training.loop import fit
+from dist_mnist.training.state import TrainingState
+from tests.support.configs import SMALL_DATA, SOLO, make_config
 
 CPU = torch.device("cpu")
 
@@ -63,3 +72,48 @@ def test_finite_gradients_stay_as_they_are() -> None:
     weight.grad[7] = float("inf")
     check.check()
     assert check.skipped_steps() == 1
+
+
+@pytest.fixture
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the CPU compute in float16, as old GPUs do, and memory that nobody wrote to hold NaN."""
+    monkeypatch.setattr("dist_mnist.training.build.compute_dtype", lambda *_: torch.float16)
+    monkeypatch.setattr("dist_mnist.training.build.set_reproducible", lambda *_: None)
+    monkeypatch.setattr("torch.utils.deterministic.fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def overflowing_first(root: Path, folder: Path, *overrides: str) -> TrainingState:
+    """Train three steps with SGD, of which the scaler skips the first."""
+    config = make_config(
+        *(*SMALL_DATA, f"data.root={root}", "trainer.max_steps=3", "optimizer=sgd", "model=mlp"),
+        *("model._target_=tests.support.networks.Misbehaving", "+model.step=1", "+model.rank=0"),
+        *("+model.does=overflow", f"+model.once={folder / 'once'}", *overrides),
+        "trusted_modules=[tests.support.networks]",
+    )
+    state = build_training_state(config, SOLO, load_splits(config.data, config.seed))
+    (folder / "once").unlink(missing_ok=True)  # it was tried out
+    fit(state, Recorder())
+    return state
+
+
+@pytest.mark.usefixtures("half_precision")
+def test_momentum_after_a_skipped_first_step(small_root: Path, tmp_path: Path) -> None:
+    state = overflowing_first(small_root, tmp_path)
+    assert state.progress.skipped_steps == 1
+    unfused = overflowing_first(small_root, tmp_path, "optimizer.fused=false")
+    pairs = zip(state.model.parameters(), unfused.model.parameters(), strict=True)
+    for ours, plain in pairs:
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+        ours_momentum = state.optimizer.state[ours]["momentum_buffer"]
+        plain_momentum = unfused.optimizer.state[plain]["momentum_buffer"]
+        torch.testing.assert_close(ours_momentum, plain_momentum, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("half_precision")
+def test_dampening_of_a_skipped_step_is_refused(small_root: Path, tmp_path: Path) -> None:
+    damped = ["+optimizer.dampening=0.1", "optimizer.nesterov=false"]
+    with pytest.raises(InputError, match=r"optimizer\.dampening=0\.1 cannot be used with fp16"):
+        overflowing_first(small_root, tmp_path, *damped)

@@ -1,0 +1,1 @@
+"""What only a GPU can say, in ten minutes, as one record."""

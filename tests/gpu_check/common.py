@@ -1,0 +1,108 @@
+"""Shared by all checks: a training on the real MNIST, its steps, and how to compare and to time."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_mnist.data.images import Batch
+from dist_mnist.data.splits import load_splits
+from dist_mnist.distributed.world import World
+from dist_mnist.training.build import build_training_state
+from dist_mnist.training.state import TrainingState
+from tests.support.configs import make_config
+
+DATA = Path(tempfile.gettempdir(), "dist_mnist-gpu-check")
+LONG = ("trainer.epochs=1000",)  # no check comes to the end of the schedule
+
+Found = dict[str, Any]
+Check = Callable[[World], Found]
+
+
+def on_gpu(world: World) -> bool:
+    """Whether this is the real thing, and not a rehearsal on a CPU."""
+    return world.device.type == "cuda"
+
+
+def build(world: World, *overrides: str) -> TrainingState:
+    """Build a training on the real MNIST, in train mode."""
+    device = f"trainer.device={world.device.type}"
+    config = make_config(device, f"data.root={DATA}", *LONG, *overrides)
+    splits = load_splits(config.data, config.seed).to(world.device)
+    state = build_training_state(config, world, splits)
+    state.parallel_model.train()
+    return state
+
+
+def make_steps(state: TrainingState, count: int) -> None:
+    """Make so many steps of the real loop, over the ends of epochs."""
+    end = state.progress.step + count
+    while state.progress.step < end:
+        for batch in state.batches():
+            state.step(batch)
+            state.progress.step += 1
+            if state.progress.step == end:
+                return
+
+
+def full_batches(state: TrainingState) -> list[Batch]:
+    """Return the batches of an epoch but the last one, which may be smaller."""
+    return list(state.batches())[:-1]
+
+
+def weights(state: TrainingState) -> list[torch.Tensor]:
+    """Return copies of the weights and the statistics, on the CPU."""
+    return [value.detach().cpu().clone() for value in state.model.state_dict().values()]
+
+
+def has_same_bits(ones: Iterable[torch.Tensor], others: Iterable[torch.Tensor]) -> bool:
+    """Whether two lists of tensors are equal in every bit."""
+    return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
+
+
+def relative_error(found: Iterable[torch.Tensor], exact: Iterable[torch.Tensor]) -> float:
+    """Return the norm of the difference of two lists of tensors over the norm of the second."""
+    one, two = (torch.cat([t.double().flatten().cpu() for t in ts]) for ts in (found, exact))
+    return float((one - two).norm() / two.norm())
+
+
+def microseconds(step: Callable[[], object], world: World, repeats: int, rounds: int = 5) -> float:
+    """Return the median over the rounds of the time of one call."""
+    for _ in range(max(15, repeats // 10)):
+        step()
+    times = []
+    for _ in range(rounds):
+        synchronize(world)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            step()
+        synchronize(world)
+        times.append((time.perf_counter() - started) / repeats)
+    return 1e6 * statistics.median(times)
+
+
+def synchronize(world: World) -> None:
+    """Wait for the GPU."""
+    if on_gpu(world):
+        torch.cuda.synchronize()
+
+
+def program(*arguments: str, limit: float = 120) -> tuple[int, str, float]:
+    """Run a module as a user would; return its status, its output and its seconds."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        env={**os.environ, "WANDB_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr, time.perf_counter() - started

@@ -1,0 +1,139 @@
+"""A device that computes nothing: what is launched on it is noted, and waiting for it is an error.
+
+Tensors have a device, a shape and a dtype there, but no memory (torch's FakeTensors), so the branch
+that a GPU takes runs without one. What depends on memory cannot be seen: DDP, synchronized batch
+norm, autocast.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dist_mnist.data.images import Batch, ImageTensors
+from dist_mnist.data.splits import load_splits
+from dist_mnist.training import build
+from dist_mnist.training.state import TrainingState
+from tests.support.configs import SOLO, make_config
+
+set_up = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+NAME = "pretended"
+KERNELS = torch.library.Library("aten", "IMPL", "Meta")
+# What only changes how memory is seen, or is done on the CPU.
+WITHOUT_KERNEL = ("aten.detach", "aten.empty", "aten.new_empty", "aten.lift", "profiler", "prim.")
+
+
+def gpu() -> torch.device:
+    """Return the device, once it is registered."""
+    return torch.device(NAME, 0)
+
+
+class Launches(TorchDispatchMode):
+    """Notes what is launched, and what would wait for the device: copies from and to it.
+
+    A number that is read, an index of truth values and tensors on two devices raise by themselves.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.launched: list[str] = []
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = str(func), kwargs or {}
+        devices = {value.device.type for value in args if isinstance(value, torch.Tensor)}
+        if name.startswith("aten._to_copy") and kwargs.get("device") is not None:
+            devices.add(torch.device(kwargs["device"]).type)
+        if len(devices) > 1 and name.startswith(("aten._to_copy", "aten.copy_")):
+            self.waits.append(name)
+        is_view = any(a.alias_info and not a.alias_info.is_write for a in func._schema.arguments)
+        if not is_view and not name.startswith(WITHOUT_KERNEL):
+            self.launched.append(name)
+        return func(*args, **kwargs)
+
+
+def launches(root: Path, *overrides: str) -> Launches:
+    """Return what a training's second step launches; call it in a process of its own.
+
+    Raises:
+        RuntimeError: The step waits for the device, or mixes it with another.
+    """
+    _register()
+    with pytest.MonkeyPatch.context() as monkeypatch, FakeTensorMode(allow_non_fake_inputs=True):
+        lifts_cpu_only = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)
+        try:
+            state = _state(root, monkeypatch, *overrides)
+            batch = Batch(torch.empty(50, dtype=torch.int64, device=gpu()), size=50)
+            for _ in range(2):  # the optimizer makes its state in the first one
+                seen = Launches()
+                with seen:
+                    state.step(batch)
+                state.progress.step += 1
+        finally:
+            torch._C._set_only_lift_cpu_tensors(lifts_cpu_only)
+    return seen
+
+
+def _register() -> None:
+    """Let torch know the device."""
+
+    class Module(backend_registration._DummyBackendModule):
+        def manual_seed(self, seed: int) -> None:
+            """Random numbers are not drawn either."""
+
+    if not hasattr(torch, NAME):
+        assert set_up
+        set_up(NAME, backend_module=Module())
+        for name in ("_fused_sgd_", "_fused_sgd_.tensor_lr"):  # whose shapes torch does not know
+            KERNELS.impl(name, lambda *args, **kwargs: None)
+
+
+def _state(root: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> TrainingState:
+    """Build a training on the pretended GPU, in train mode."""
+    config = make_config(
+        *("data=fashion_mnist", f"data.root={root}", "data.validation_size=50"),
+        *("trainer.global_batch_size=50", "trainer.precision=fp32", *overrides),
+    )
+    with unset_fake_temporarily():
+        splits = load_splits(config.data, config.seed)
+    for name in ("build_model", "try_out", "trains_on_one_image"):  # on the CPU, with real numbers
+        monkeypatch.setattr(build, name, partial(_without_pretence, getattr(build, name)))
+    train = ImageTensors(_fake(splits.train.images), _fake(splits.train.labels))
+    world = replace(SOLO, device=gpu())
+    state = build.build_training_state(config, world, replace(splits, train=train))
+    state.parallel_model.train()
+    return state
+
+
+def _without_pretence(function: Callable[..., Any], *arguments: Any) -> Any:
+    with unset_fake_temporarily():
+        found = function(*arguments)
+    if isinstance(found, nn.Module):
+        found.to = partial(_moved, found)  # type: ignore[method-assign]
+    return found
+
+
+def _moved(model: nn.Module, *_: Any, **__: Any) -> nn.Module:
+    """Put a network's parameters and buffers onto the pretended GPU, in place."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                moved = nn.Parameter(_fake(parameter), parameter.requires_grad)
+                module._parameters[name] = moved
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = _fake(buffer)
+    return model
+
+
+def _fake(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=gpu())
