@@ -11,11 +11,15 @@ from PIL import Image
 from dist_mnist.data.components import label_components
 from dist_mnist.data.ink import find_ink
 from dist_mnist.data.preprocessing import Box, make_like_mnist
+from dist_mnist.data.strokes import with_usual_strokes
 
 EDGE = 0.2  # of full ink: where a stroke ends
 # Of the size of the largest part of a picture, or of the picture's side:
 SPECK_SIDE, SPECK_INK = 0.15, 0.02
 LEAST_HEIGHT = 0.4
+FRAME_SHARE = 0.25  # of the edges of the picture
+LINE_WIDTH = 3.0  # times the height
+MOST_PARTS = 60  # the largest ones
 LEAST_PIXELS, LEAST_SIDE = 6, 0.025
 SMALL_GAP, LITTLE_GAP = 0.2, 0.15
 PIECE = 0.5
@@ -73,12 +77,13 @@ def find_digits(picture: Image.Image) -> list[Digit]:
     """
     ink, shrink = find_ink(picture)
     labels, count = label_components(ink > EDGE)
-    parts = _join(_without_specks(_parts(labels, count, ink), max(ink.shape)))
+    pieces = _without_frames(_parts(labels, count, ink), labels)
+    parts = _without_lines(_join(_without_specks(pieces, max(ink.shape))))
     tallest = max((part.height for part in parts), default=0)
     digits = _in_reading_order([part for part in parts if part.height >= LEAST_HEIGHT * tallest])
     return [
         Digit(
-            image=torch.from_numpy(make_like_mnist(_alone(ink, labels, part))),
+            image=torch.from_numpy(make_like_mnist(with_usual_strokes(_alone(ink, labels, part)))),
             box=_enlarged(part.box, shrink, picture.size),
         )
         for part in digits
@@ -102,17 +107,30 @@ def _parts(labels: NDArray[np.int64], count: int, ink: NDArray[np.float32]) -> l
     ]
 
 
+def _without_frames(parts: list[_Part], labels: NDArray[np.int64]) -> list[_Part]:
+    """Leave out what follows the edges of the picture, such as a table around the paper."""
+    edges = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
+    shares = np.bincount(edges, minlength=len(parts) + 1) / len(edges)
+    return [part for part in parts if shares[part.labels[0]] < FRAME_SHARE]
+
+
+def _without_lines(parts: list[_Part]) -> list[_Part]:
+    """Leave out what is much wider than it is high: the lines of the paper, a minus."""
+    return [part for part in parts if part.width < LINE_WIDTH * part.height]
+
+
 def _without_specks(parts: list[_Part], side: int) -> list[_Part]:
     """Leave out what is small beside the largest part, and what is small at all."""
     largest = max((max(part.height, part.width) for part in parts), default=0)
     most_ink = max((part.ink for part in parts), default=0.0)
     if largest < max(LEAST_PIXELS, LEAST_SIDE * side):
         return []
-    return [
+    kept = [
         part
         for part in parts
         if max(part.height, part.width) >= SPECK_SIDE * largest or part.ink >= SPECK_INK * most_ink
     ]
+    return sorted(kept, key=lambda part: part.ink)[-MOST_PARTS:]
 
 
 def _join(parts: list[_Part]) -> list[_Part]:
