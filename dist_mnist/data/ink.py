@@ -6,8 +6,6 @@ color space.
 """
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,6 +15,7 @@ WORKING_SIDE = 1024  # pixels; larger pictures are made smaller first
 COARSE_SIDE = 64  # pixels, for the shape of the light
 RING = 1 / 16  # of a side: the part along the edges where there is mostly paper
 MOST_ROUNDS = 12  # of the fit of the light
+LEAST_CHANGE = 1e-4  # of the light from one round to the next
 OUTLIER = 4.7  # deviations, from where Tukey's biweight ignores a value
 DEVIATION = 1.4826  # of a normal distribution, for each unit of its median absolute value
 LEAST_STEP = 2 / 255  # what a picture of 8 bits can tell apart
@@ -87,7 +86,10 @@ def _paper(picture: Image.Image) -> tuple[Array, float]:
         weighted = basis * weights[:, None]
         # A little ridge, so that it stays flat where it cannot be known.
         ridge = np.diag([0.0] + [1e-3 * len(basis)] * (basis.shape[1] - 1))
+        before = surface
         surface = np.linalg.solve(weighted.T @ basis + ridge, weighted.T @ colors)
+        if np.abs(surface - before).max() < LEAST_CHANGE:
+            break
     x, y = (_powers(side).astype(np.float32) for side in (width, height))
     # Powers of y, powers of x, colors: the coefficients in the order of `_surfaces`.
     table = np.zeros((3, 3, 3), dtype=np.float32)
@@ -120,13 +122,16 @@ def _along_ink(difference: Array, rough: bool) -> Array:
     """Project differences from paper (H, W, 3) onto the direction in which ink differs: (H, W)."""
     flat = difference.reshape(-1, 3)
     _, directions = np.linalg.eigh(flat.T @ flat)
-    signal: Array = difference @ directions[:, -1]
+    signal: Array = (flat @ directions[:, -1]).reshape(difference.shape[:2])
     if rough:
         return max((_narrow(signal), _narrow(-signal)), key=lambda hats: hats[1])[0]
-    above, below = (_from_edge(_wide(side, WIDE)) for side in (signal, -signal))
-    signal = signal - above + below
+    signal = signal - _from_edge(signal) + _from_edge(-signal)
     # Paper lies on both sides of 0 alike, ink on one.
-    return signal if float((signal.astype(np.float64) ** 3).sum()) > 0 else -signal
+    return signal if _third_moment(signal) > 0 else -signal
+
+
+def _third_moment(signal: Array) -> float:
+    return float(np.vdot(signal * signal, signal))
 
 
 def _narrow(signal: Array) -> tuple[Array, float]:
@@ -135,7 +140,7 @@ def _narrow(signal: Array) -> tuple[Array, float]:
     Between the strokes of a digit paper is narrow, too. But ink is narrower.
     """
     hats = [signal - _wide(signal, width) for width in STROKES]
-    return hats[-1], sum(float((hat.clip(0).astype(np.float64) ** 3).sum()) for hat in hats)
+    return hats[-1], sum(_third_moment(hat.clip(0)) for hat in hats)
 
 
 def _wide(signal: Array, width: float) -> Array:
@@ -158,21 +163,32 @@ def _wide(signal: Array, width: float) -> Array:
     return np.asarray(Image.fromarray(wide).resize((across, height)), dtype=np.float32)
 
 
-def _from_edge(wide: Array) -> Array:
-    """Return what is above 0 if it comes in from the edges of the picture, else zeros."""
-    ring = _ring(wide.shape[1], wide.shape[0])
-    share = float((wide.ravel()[ring] > LEAST_CONTRAST).mean())
-    return wide.clip(0) if share >= SHADOW_SHARE else np.zeros_like(wide)
+def _from_edge(signal: Array) -> Array:
+    """Return what is above 0 and too wide for a stroke, if it comes in from the edges; or zeros."""
+    ring = _ring(signal.shape[1], signal.shape[0])
+    if not _is_seen(signal.ravel()[ring]):  # so neither is what is wide in it
+        return np.zeros_like(signal)
+    wide = _wide(signal, WIDE)
+    return wide.clip(0) if _is_seen(wide.ravel()[ring]) else np.zeros_like(signal)
+
+
+def _is_seen(edge: Array) -> bool:
+    return float((edge > LEAST_CONTRAST).mean()) >= SHADOW_SHARE
 
 
 def _largest(values: Array, size: int) -> Array:
     """Return for each pixel the largest value in the square of an odd size around it."""
-    plane = torch.from_numpy(np.ascontiguousarray(values))[None]
-    for shape in ((size, 1), (1, size)):
-        padding = (shape[0] // 2, shape[1] // 2)
-        plane = F.max_pool2d(plane, shape, stride=1, padding=padding)
-    largest: Array = plane[0].numpy()
-    return largest
+    for axis in (0, 1):
+        edges = [(0, 0), (0, 0)]
+        edges[axis] = (size // 2, size // 2)
+        values = np.moveaxis(np.pad(values, edges, constant_values=-np.inf), axis, 0)
+        reach = 1
+        while reach < size:  # each row has the largest of the `reach` rows from it on
+            step = min(reach, size - reach)
+            values = np.maximum(values[:-step], values[step:])
+            reach += step
+        values = np.moveaxis(values, 0, axis)
+    return values
 
 
 def _otsu(signal: Array) -> float:
