@@ -83,11 +83,18 @@ class AugmentationConfig:
     shift_pixels: int
     rotation_degrees: float
     scale: float  # 0.1: from 0.9 to 1.1 times its size
+    # Checkpoints from before there were these two have no value for them.
+    slant_degrees: float = 0.0
+    stroke_width: float = 0.0  # 1: from what the darkest neighbors leave to the brightest ones
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
             _require(value >= 0, f"augmentation.{key}", value, "it must not be negative")
         _require(self.scale < 1, "augmentation.scale", self.scale, "it must be below 1")
+        rule = "it must be below 90"
+        _require(self.slant_degrees < 90, "augmentation.slant_degrees", self.slant_degrees, rule)
+        rule = "it must be at most 1"
+        _require(self.stroke_width <= 1, "augmentation.stroke_width", self.stroke_width, rule)
 
     @property
     def changes_nothing(self) -> bool:
@@ -95,14 +102,14 @@ class AugmentationConfig:
         return not any(vars(self).values())
 
     @property
-    def turns(self) -> bool:
-        """Whether images are turned or scaled."""
-        return bool(self.rotation_degrees or self.scale)
+    def warps(self) -> bool:
+        """True if an image may change in more than its place."""
+        return any(value for key, value in vars(self).items() if key != "shift_pixels")
 
     @property
     def margin(self) -> int:
-        """How many pixels around each image let it be moved without being padded anew."""
-        return 0 if self.turns else self.shift_pixels
+        """Pixels around each image in memory, so that it can be moved without padding it anew."""
+        return 0 if self.warps else self.shift_pixels
 
 
 # What trainer.reproducible excludes, and why.

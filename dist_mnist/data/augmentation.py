@@ -20,26 +20,26 @@ class Changes(NamedTuple):
     Attributes:
         moves: int64 of shape (2, B): down and right, from 0 for the largest move one way to
             2 * shift_pixels for the largest the other way; (2, 0) if none is moved.
-        turns: float32 of shape (2, B), from 0 to below 1: the angle and the size; (2, 0) if none
-            is turned or scaled.
+        warps: float32 of shape (4, B), from 0 to below 1: angle, size, slant and stroke width;
+            (4, 0) if nothing but the place changes.
     """
 
     moves: torch.Tensor
-    turns: torch.Tensor
+    warps: torch.Tensor
 
     def part(self, number: int, parts: int) -> "Changes":
         """Return the changes of every `parts`-th image, from `number` on."""
-        return Changes(self.moves[:, number::parts], self.turns[:, number::parts])
+        return Changes(self.moves[:, number::parts], self.warps[:, number::parts])
 
 
 def draw_changes(config: AugmentationConfig, count: int, device: torch.device) -> Changes:
     """Draw what happens to `count` images, from the device's default generator."""
-    moves, turns = torch.empty(2, 0, dtype=torch.int64), torch.empty(2, 0)
+    moves, warps = torch.empty(2, 0, dtype=torch.int64), torch.empty(4, 0)
     if config.shift_pixels:
         moves = torch.randint(2 * config.shift_pixels + 1, (2, count), device=device)
-    if config.turns:
-        turns = torch.rand(2, count, device=device)
-    return Changes(moves, turns)
+    if config.warps:
+        warps = torch.rand(4, count, device=device)
+    return Changes(moves, warps)
 
 
 def augment(
@@ -59,12 +59,15 @@ def augment(
     if config.changes_nothing:
         return samples.images.index_select(0, indices)
     most, (down, right) = config.shift_pixels, changes.moves
-    if not config.turns:
+    if not config.warps:
         return window(samples.padded, indices, config.margin, down, right)
-    turn, size = changes.turns
     images = samples.images.index_select(0, indices)
-    degrees = (2 * turn - 1) * config.rotation_degrees
-    images = rotate_and_scale(images, degrees, 1 + (2 * size - 1) * config.scale)
+    turn, size, slant, thickness = 2 * changes.warps - 1
+    if config.rotation_degrees or config.scale or config.slant_degrees:
+        degrees, sizes = turn * config.rotation_degrees, 1 + size * config.scale
+        images = rotate_and_scale(images, degrees, sizes, slant * config.slant_degrees)
+    if config.stroke_width:
+        images = change_stroke_width(images, thickness * config.stroke_width)
     if most:
         each = torch.arange(len(images), device=images.device)
         images = window(F.pad(images.contiguous(), [most] * 4), each, most, down, right)
@@ -105,20 +108,41 @@ def window(
 
 
 def rotate_and_scale(
-    images: torch.Tensor, degrees: torch.Tensor, scale: torch.Tensor
+    images: torch.Tensor, degrees: torch.Tensor, scale: torch.Tensor, slant: torch.Tensor
 ) -> torch.Tensor:
-    """Rotate each image about its center and scale it, with bilinear interpolation.
+    """Slant each image, rotate it about its center and scale it, with bilinear interpolation.
 
     Args:
         images: uint8 of shape (B, C, H, W).
         degrees: float32 of shape (B,).
         scale: float32 of shape (B,); 1.1 makes the picture a tenth larger.
+        slant: float32 of shape (B,), in degrees; vertical lines lean to the right by so many.
     """
-    angle = degrees * (math.pi / 180)
+    angle, lean = degrees * (math.pi / 180), (slant * (math.pi / 180)).tan()
     # The grid says where each output pixel comes from: a larger picture needs smaller steps.
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     zero = torch.zeros_like(angle)
-    matrix = torch.stack((cosine, -sine, zero, sine, cosine, zero), dim=1).view(-1, 2, 3)
+    across = (cosine, cosine * lean - sine, zero)
+    down = (sine, sine * lean + cosine, zero)
+    matrix = torch.stack((*across, *down), dim=1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     moved = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
     return moved.round_().to(torch.uint8)
+
+
+def change_stroke_width(images: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Make the bright strokes of each image thicker or thinner.
+
+    Args:
+        images: uint8 of shape (B, C, H, W).
+        change: float32 of shape (B,), from -1 to 1: how far each pixel goes to the brightest of the
+            nine around it, or to the darkest if this is negative.
+    """
+    pixels = images.float()
+    thick = F.max_pool2d(pixels, 3, stride=1, padding=1)
+    thin = -F.max_pool2d(-pixels, 3, stride=1, padding=1)
+    change = change.view(-1, 1, 1, 1)
+    changed = (
+        pixels + change.clamp(min=0) * (thick - pixels) + change.clamp(max=0) * (pixels - thin)
+    )
+    return changed.round_().to(torch.uint8)

@@ -90,9 +90,9 @@ def test_affine_keeps_shape_dtype_and_center() -> None:
 
 def test_affine_by_zero_and_by_90_degrees() -> None:
     images = some_images()
-    angle, size = torch.zeros(50), torch.ones(50)
-    assert torch.equal(rotate_and_scale(images, angle, size), images)
-    turned = rotate_and_scale(images, angle + 90, size)
+    zero, size = torch.zeros(50), torch.ones(50)
+    assert torch.equal(rotate_and_scale(images, zero, size, zero), images)
+    turned = rotate_and_scale(images, zero + 90, size, zero)
     assert torch.equal(turned, images.rot90(1, (2, 3)))
 
 
