@@ -20,6 +20,7 @@ from tests.support.digit_shapes import WAYS, Path, Point
 
 SIDE = 280  # pixels of the picture that the page sends
 PENS = (0.03, 0.055, 0.085)  # widths that the page offers, in shares of the canvas's side
+CLOSEST = 0.004  # shares of the canvas between two points of a stroke
 FINENESS = 4  # subpixels a side, for smooth edges
 
 
@@ -51,7 +52,7 @@ def draw(seed: int) -> Drawing:
     density = math.exp(hand.uniform(math.log(5), math.log(40)))  # points for a line of height 1
     height = max(y for line in placed for _, y in line) - min(y for line in placed for _, y in line)
     sampled = [_sampled(line, max(3, round(_length(line) / height * density))) for line in placed]
-    shake = hand.uniform(0, 0.005)
+    shake = hand.uniform(0, 0.004)
     return Drawing(digit, way, tuple(_shaken(line, shake, hand) for line in sampled), pen)
 
 
@@ -172,18 +173,43 @@ def picture(drawing: Drawing) -> Image.Image:
 
 
 def smoothed(stroke: tuple[Point, ...]) -> Path:
-    """Return the curve that the page draws: quadratic, from middle to middle of its points."""
-    if len(stroke) < 3:
-        return [*stroke]
-    middles = [((ax + bx) / 2, (ay + by) / 2) for (ax, ay), (bx, by) in itertools.pairwise(stroke)]
-    line = [stroke[0]]
-    for start, control, end in zip(middles, stroke[1:], middles[1:], strict=False):
-        for i in range(9):
-            t = i / 8
-            a, b, c = (1 - t) ** 2, 2 * t * (1 - t), t * t
-            x, y = (a * start[n] + b * control[n] + c * end[n] for n in (0, 1))
-            line.append((x, y))
-    return [*line, stroke[-1]]
+    """Return the curve that the page draws: through all points, with corners where it turns a lot.
+
+    Points that are closer to the one before than the page keeps are left out.
+    """
+    points = [stroke[0]]
+    for point in stroke[1:]:
+        if math.dist(point, points[-1]) >= CLOSEST:
+            points.append(point)
+    line = [points[0]]
+    for i in range(1, len(points)):
+        start, end = points[i - 1], points[i]
+        third = math.dist(start, end) / 3
+        leaving, arriving = _directions(points, i - 1)[1], _directions(points, i)[0]
+        first = (start[0] + third * leaving[0], start[1] + third * leaving[1])
+        second = (end[0] - third * arriving[0], end[1] - third * arriving[1])
+        line += [_bezier((start, first, second, end), step / 8) for step in range(1, 9)]
+    return line
+
+
+def _directions(points: Path, i: int) -> tuple[Point, Point]:
+    """Return the directions in which the line arrives at a point and leaves it."""
+    previous, following = points[max(i - 1, 0)], points[min(i + 1, len(points) - 1)]
+    before, after = _direction(previous, points[i]), _direction(points[i], following)
+    if before[0] * after[0] + before[1] * after[1] > 0.5:
+        before = after = _direction(previous, following)
+    return before, after
+
+
+def _direction(start: Point, end: Point) -> Point:
+    length = math.dist(start, end) or 1.0
+    return (end[0] - start[0]) / length, (end[1] - start[1]) / length
+
+
+def _bezier(points: tuple[Point, Point, Point, Point], t: float) -> Point:
+    weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
+    x, y = (sum(w * p[axis] for w, p in zip(weights, points, strict=True)) for axis in (0, 1))
+    return x, y
 
 
 def png(drawing: Drawing) -> bytes:

@@ -47,7 +47,7 @@ class Model(BaseModel):
 class Health(BaseModel):
     """Whether the server answers."""
 
-    status: str = Field(examples=["ok"])
+    status: str = Field(description="ok", examples=["ok"])
 
 
 class Problem(BaseModel):

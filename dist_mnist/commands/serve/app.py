@@ -53,7 +53,6 @@ BODY = {
     }
 }
 PROBLEMS = {
-    400: "The connection broke.",
     408: "The picture took too long to come.",
     413: "The picture is too large.",
     415: "What was sent is not a picture, by its own account.",
@@ -103,16 +102,14 @@ def _add_prediction(
     @app.post(
         "/predict",
         summary="Read the digits in a picture",
+        response_description="What was read.",
         openapi_extra=BODY,
         responses={
             status: {"model": Problem, "description": PROBLEMS[status]} for status in PROBLEMS
         },
     )
     async def predict(request: Request) -> Answer:
-        """Read the digits in a picture, from left to right.
-
-        The answer is that of the leftmost digit; `more` has the answers of those to its right.
-        """
+        """Read the digits in a picture: the leftmost one, and in `more` those to its right."""
         content = await read_upload(request)
         try:
             loop = asyncio.get_running_loop()
@@ -126,11 +123,11 @@ def _add_prediction(
 def _add_descriptions(app: FastAPI, network: Network) -> None:
     description = network.describe()
 
-    @app.get("/health", summary="Whether the server answers")
+    @app.get("/health", summary="Whether the server answers", response_description="It does.")
     async def health() -> Health:
         return Health(status="ok")
 
-    @app.get("/model", summary="The network that answers")
+    @app.get("/model", summary="The network that answers", response_description="Its description.")
     async def model() -> Model:
         return description
 

@@ -1,6 +1,7 @@
 "use strict";
 (() => {
   const SIDE = 280;               // pixels of the picture that is sent, whatever the screen
+  const CLOSEST = 0.004;          // shares of the canvas between two points of a stroke
   const LARGEST = 1600;           // pixels that a photograph keeps on its longer side
   const ASK_EVERY = 60;           // milliseconds, while you draw
   const IN_FLIGHT = 3;            // requests at a time
@@ -39,18 +40,33 @@
   const clear = () => { stroke = null; if (!isEmpty()) change({ strokes: [], picture: null }); };
 
   // Drawing. A stroke is a list of points in shares of the canvas, so it is the same on any screen.
+  // The line goes through all of them: round where the pointer turned a little, with a corner where
+  // it turned by more than 60 degrees.
+  const minus = ([x1, y1], [x2, y2]) => [x1 - x2, y1 - y2];
+  const unit = ([x, y]) => { const size = Math.hypot(x, y) || 1; return [x / size, y / size]; };
+
+  function directions(points, i) {
+    const before = unit(minus(points[i], points[i - 1] ?? points[i]));
+    const after = unit(minus(points[i + 1] ?? points[i], points[i]));
+    const isRound = before[0] * after[0] + before[1] * after[1] > 0.5;
+    const through = isRound && unit(minus(points[i + 1], points[i - 1]));
+    return isRound ? [through, through] : [before, after];
+  }
+
   function trace(context, side, { points, width }) {
     context.lineWidth = width * side;
     context.beginPath();
     context.moveTo(points[0][0] * side, points[0][1] * side);
-    for (let i = 1; i < points.length - 1; i++) {
-      const [x, y] = points[i], [nextX, nextY] = points[i + 1];
-      const endX = (x + nextX) / 2, endY = (y + nextY) / 2;
-      if (i === 1) context.lineTo((points[0][0] + x) / 2 * side, (points[0][1] + y) / 2 * side);
-      context.quadraticCurveTo(x * side, y * side, endX * side, endY * side);
+    if (points.length === 1) context.lineTo(points[0][0] * side, points[0][1] * side);
+    for (let i = 1; i < points.length; i++) {
+      const [from, to] = [points[i - 1], points[i]];
+      const third = Math.hypot(...minus(to, from)) / 3;
+      const leaving = directions(points, i - 1)[1], arriving = directions(points, i)[0];
+      context.bezierCurveTo(
+        (from[0] + leaving[0] * third) * side, (from[1] + leaving[1] * third) * side,
+        (to[0] - arriving[0] * third) * side, (to[1] - arriving[1] * third) * side,
+        to[0] * side, to[1] * side);
     }
-    const [x, y] = points[points.length - 1];
-    context.lineTo(x * side, y * side);
     context.stroke();
   }
 
@@ -126,7 +142,10 @@
   }
 
   function extend(points) {
-    stroke.points.push(...points);
+    for (const point of points) {
+      const last = stroke.points[stroke.points.length - 1];
+      if (Math.hypot(...minus(point, last)) >= CLOSEST) stroke.points.push(point);
+    }
     redraw();
     ask();
   }

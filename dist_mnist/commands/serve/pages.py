@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import html
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,45 +66,43 @@ def _page(text: str) -> Page:
 
 
 def _operation(title: str, operation: dict[str, Any]) -> str:
-    body = operation.get("requestBody")
     rows = []
-    if body:
-        rows.append(("body", f"{', '.join(body['content'])}. {body['description']}"))
+    if "requestBody" in operation:
+        body = operation["requestBody"]
+        rows.append(("body", html.escape(f"{body['description']} {', '.join(body['content'])}")))
     for status, response in operation["responses"].items():
         schema = response.get("content", {}).get("application/json", {}).get("schema", {})
-        name = schema.get("$ref", "").rpartition("/")[2]
-        rows.append((status, f"{response['description']} {name}".strip()))
-    described = operation.get("description", operation["summary"])
-    return (
-        f"<section><h2><code>{html.escape(title)}</code></h2>"
-        f"<p>{html.escape(described)}</p>{_table(rows)}</section>"
-    )
+        rows.append((status, f"{html.escape(response['description'])} {_type(schema)}"))
+    text = operation.get("description", f"{operation['summary']}.")
+    return f"<section><h2><code>{title}</code></h2><p>{_text(text)}</p>{_table(rows)}</section>"
 
 
 def _schema(name: str, schema: dict[str, Any]) -> str:
     rows = [
-        (key, f"{_type(one)}: {one.get('description', '')}".rstrip(": "))
-        for key, one in schema.get("properties", {}).items()
+        (key, f"{_type(one)}: {html.escape(one['description'])}")
+        for key, one in schema["properties"].items()
     ]
-    return (
-        f"<section><h3 id={json.dumps(name)}>{html.escape(name)}</h3>"
-        f"<p>{html.escape(schema.get('description', ''))}</p>{_table(rows)}</section>"
-    )
+    text = _text(schema["description"])
+    return f'<section><h3 id="{name}">{name}</h3><p>{text}</p>{_table(rows)}</section>'
+
+
+def _text(description: str) -> str:
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(description))
 
 
 def _type(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
+        name = schema["$ref"].rpartition("/")[2]
+        return f'<a href="#{name}">{name}</a>'
     if "anyOf" in schema:
         return " or ".join(_type(one) for one in schema["anyOf"])
-    if schema.get("type") == "array" and isinstance(schema.get("items"), dict):
+    if "items" in schema:
         return f"array of {_type(schema['items'])}"
-    return str(schema.get("type", "any"))
+    return str(schema["type"])
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
     lines = (
-        f"<tr><th scope=row><code>{html.escape(key)}</code></th><td>{html.escape(value)}</td></tr>"
-        for key, value in rows
+        f'<tr><th scope="row"><code>{key}</code></th><td>{value}</td></tr>' for key, value in rows
     )
     return f"<table>{''.join(lines)}</table>"

@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 10 * 1024 * 1024
@@ -49,11 +48,13 @@ async def _read_form(request: Request) -> bytes:
     try:
         async with request.form(max_files=1, max_fields=8) as form:
             part = form.get("file")
-            if not isinstance(part, UploadFile):
-                raise HTTPException(422, "the form has no file: send the picture as `file`.")
-            return await part.read()
-    except (MultiPartException, UnicodeError, ValueError, KeyError) as error:
-        raise HTTPException(422, f"the form cannot be read: {error}.") from error
+            if isinstance(part, UploadFile):
+                return await part.read()
+    except HTTPException as error:
+        if error.status_code != 400:  # Starlette's status for a malformed form
+            raise
+        raise HTTPException(422, f"the form cannot be read: {error.detail}") from error
+    raise HTTPException(422, "the form has no file: send the picture as `file`.")
 
 
 def limit_bodies(app: ASGIApp) -> ASGIApp:
