@@ -59,8 +59,7 @@ def answer_to(page: "Page", drawing: Drawing) -> str:
     """Clear the page, draw, and return the numerals that it shows once it has settled."""
     page.keyboard.press("Escape")
     strokes = [[*stroke] for stroke in drawing.strokes]
-    answer: str = page.evaluate(DRAW, {"strokes": strokes, "pen": drawing.pen})
-    return answer
+    return str(page.evaluate(DRAW, {"strokes": strokes, "pen": drawing.pen}))
 
 
 def draw_by_mouse(page: "Page", strokes: Any) -> None:
@@ -81,7 +80,7 @@ def draw_by_mouse(page: "Page", strokes: Any) -> None:
 def settled_answer(page: "Page") -> str:
     """Wait until no request is under way; return the numerals."""
     page.wait_for_selector(SETTLED)
-    return page.locator("#numerals").inner_text()
+    return str(page.locator("#numerals").inner_text())
 
 
 def wait_for(page: "Page", selector: str, text: str) -> None:

@@ -43,7 +43,9 @@ _FORM = {
         "type": "object",
         "properties": {"file": {"type": "string", "format": "binary"}},
         "required": ["file"],
-    }
+        "additionalProperties": False,
+    },
+    "encoding": {"file": {"contentType": ", ".join(PICTURES)}},
 }
 BODY = {
     "requestBody": {

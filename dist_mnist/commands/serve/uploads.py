@@ -46,7 +46,7 @@ async def read_upload(request: Request) -> bytes:
 
 async def _read_form(request: Request) -> bytes:
     try:
-        async with request.form(max_files=1, max_fields=8) as form:
+        async with request.form(max_files=1, max_fields=0) as form:
             part = form.get("file")
             if isinstance(part, UploadFile):
                 return await part.read()

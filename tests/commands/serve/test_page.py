@@ -3,13 +3,15 @@
 import dataclasses
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
 from tests.support.browser import answer_to, draw_by_mouse, settled_answer, wait_for
-from tests.support.strokes import PENS, Drawing, Point, draw, picture, png
+from tests.support.digit_shapes import Point
+from tests.support.strokes import PENS, Drawing, draw, picture, png
 
 pytest.importorskip("fastapi")
 
@@ -146,9 +148,10 @@ def test_the_keyboard_draws(page: "Page") -> None:
     assert page.locator("#answer").get_attribute("data-state") == "empty"
 
 
-def test_a_chosen_picture_is_read(page: "Page") -> None:
-    file = {"name": "two.png", "mimeType": "image/png", "buffer": png(draw(2))}
-    page.set_input_files("#file", [file])  # type: ignore[list-item]
+def test_a_chosen_picture_is_read(page: "Page", tmp_path: Path) -> None:
+    path = tmp_path / "two.png"
+    path.write_bytes(png(draw(2)))
+    page.set_input_files("#file", path)
     wait_for(page, "#numerals", "2")
     draw_by_mouse(page, SEVEN)  # a new sheet
     assert settled_answer(page) == "7"
@@ -261,7 +264,7 @@ def test_nothing_is_wider_than_a_phone(page: "Page") -> None:
 def test_a_phone_shows_the_bars_at_once(page: "Page") -> None:
     bars = page.locator("#bars").bounding_box()
     assert bars is not None
-    assert bars["y"] + bars["height"] <= PHONE["viewport"]["height"]  # type: ignore[index]
+    assert bars["y"] + bars["height"] <= page.evaluate("innerHeight")
     ratio = (
         "document.getElementById('canvas').width / document.getElementById('canvas').clientWidth"
     )
