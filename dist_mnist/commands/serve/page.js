@@ -411,6 +411,12 @@
     if (!digits.length) bars(classes.map(() => 0));
   }).catch(() => {});
 
+  if (/Mac|iP(ad|hone)/.test(navigator.platform)) {
+    for (const key of document.querySelectorAll("kbd")) {
+      key.textContent = key.textContent.replace("Ctrl ", "\u2318");
+    }
+  }
+
   new ResizeObserver(redraw).observe(canvas);
   addEventListener("resize", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
