@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
+import torch
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dist_mnist.commands.serve import pages
@@ -66,8 +67,8 @@ ABOUT = (
 )
 
 
-def build_app(network: Network) -> FastAPI:
-    """Return the routes, all answered by one network."""
+def build_app(network: Network) -> ASGIApp:
+    """Return the routes, all answered by one network, behind strict headers."""
     batcher = Batcher(network.classifier)
     readers = ThreadPoolExecutor(
         max_workers=min(usable_cores(), MOST_READERS), thread_name_prefix="reader"
@@ -91,11 +92,11 @@ def build_app(network: Network) -> FastAPI:
         redoc_url=None,
     )
     _add_prediction(app, network, batcher, readers)
-    _add_descriptions(app, network)
+    _add_descriptions(app, network, batcher)
     _add_pages(app)
+    app.add_exception_handler(Exception, tell_of_failure)
     app.add_middleware(limit_bodies)
-    app.add_middleware(protect)
-    return app
+    return protect(app)
 
 
 def _add_prediction(
@@ -122,11 +123,13 @@ def _add_prediction(
         return to_answer(digits, rows, network.classifier.classes)
 
 
-def _add_descriptions(app: FastAPI, network: Network) -> None:
+def _add_descriptions(app: FastAPI, network: Network, batcher: Batcher) -> None:
     description = network.describe()
+    blank = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
 
     @app.get("/health", summary="Whether the server answers", response_description="It does.")
     async def health() -> Health:
+        await batcher.answer(blank)
         return Health(status="ok")
 
     @app.get("/model", summary="The network that answers", response_description="Its description.")
@@ -146,6 +149,11 @@ def _add_pages(app: FastAPI) -> None:
     async def docs() -> HTMLResponse:
         headers = {"content-security-policy": documentation.policy}
         return HTMLResponse(documentation.html, headers=headers)
+
+
+async def tell_of_failure(request: Request, error: Exception) -> JSONResponse:
+    """Answer a request that met an error of ours; the server prints its stack."""
+    return JSONResponse({"detail": "the server failed at this request."}, status_code=500)
 
 
 def protect(app: ASGIApp) -> ASGIApp:

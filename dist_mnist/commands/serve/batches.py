@@ -56,9 +56,9 @@ class Batcher:
         return requests
 
     async def _answer_together(self, requests: list[_Request]) -> None:
-        images = torch.cat([request.images for request in requests])
         loop = asyncio.get_running_loop()
         try:
+            images = torch.cat([request.images for request in requests])
             rows = await loop.run_in_executor(self._thread, self._classify, images)
         except Exception as error:
             for request in requests:

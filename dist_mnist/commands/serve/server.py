@@ -9,15 +9,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.distributed import signals
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 512  # connections that may wait to be accepted
-MOST_CONNECTIONS = 512  # at a time; further ones are answered with 503
+BACKLOG = 128  # connections that may wait to be accepted
+MOST_CONNECTIONS = 128  # at a time, each with a picture in memory; further ones get 503
 GRACE_SECONDS = 8  # for what is under way when a signal comes
 
 
@@ -78,7 +78,7 @@ def _not_an_address(host: str, error: Exception) -> InputError:
     )
 
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
+def serve(app: ASGIApp, listener: socket.socket) -> None:
     """Answer requests until a signal comes, then finish what is under way and exit with 0.
 
     Args:
