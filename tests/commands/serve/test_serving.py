@@ -8,14 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_mnist.config.compose import compose_config
-from dist_mnist.config.schema import plain_config
-from dist_mnist.models.build import build_model
-from dist_mnist.record import checkpoint
 from tests.commands.test_cli import call
-from tests.support.checkpoints import content as empty_content
+from tests.support.checkpoints import write_untrained
 from tests.support.processes import free_port, python, torchrun
-from tests.support.server import request, serving
+from tests.support.server import post, request, serving
 from tests.support.strokes import draw, png
 
 pytest.importorskip("fastapi")
@@ -101,16 +97,8 @@ def test_it_is_one_process(tmp_path: Path) -> None:
 def test_a_network_of_another_shape_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    config = compose_config("model=linear", "data.image_shape=[3,8,8]")
-    content = {
-        **empty_content(),
-        "config": plain_config(config),
-        "model": build_model(config).state_dict(),
-        "normalization": {"mean": 0.5, "std": 0.5},
-        "classes": [*"0123456789"],
-    }
-    path = tmp_path / "small.safetensors"
-    path.write_bytes(checkpoint.encode(content))
+    colors = ("model=linear", "data.image_shape=[3,8,8]")
+    path = write_untrained(tmp_path / "small.safetensors", *colors)
     status, _, err = call(monkeypatch, capsys, "serve", f"port={free_port()}", f"checkpoint={path}")
     assert status == 1
     assert err == (
@@ -122,3 +110,19 @@ def test_a_network_of_another_shape_is_refused(
 def test_whoever_listens_beyond_this_machine_is_warned(tmp_path: Path) -> None:
     with serving("host=0.0.0.0", cwd=tmp_path) as server:
         assert "warning: host=0.0.0.0 lets everyone who can reach this machine" in server.printed
+
+
+def test_a_network_that_fails_is_told_of(tmp_path: Path) -> None:
+    trusted = "trusted_modules=[tests.support.networks]"
+    fragile = ("model=mlp", "model._target_=tests.support.networks.Fragile", trusted)
+    path = write_untrained(tmp_path / "fragile.safetensors", *fragile)
+    with serving(f"checkpoint={path}", trusted, cwd=tmp_path) as server:
+        model = request(server, "GET", "/model").json
+        assert model["checkpoint"] == str(path)
+        assert model["network"] == "Fragile"
+        for _ in range(2):
+            answer = post(server, png(draw(7)))
+            assert answer.status == 500
+            assert answer.json == {"detail": "the server failed at this request."}
+            assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+            assert request(server, "GET", "/health").status == 200
