@@ -82,11 +82,18 @@ class AugmentationConfig:
     shift_pixels: int
     rotation_degrees: float
     scale: float  # 0.1: from 0.9 to 1.1 times its size
+    # Checkpoints from before there were these two have no value for them.
+    slant_degrees: float = 0.0
+    stroke_width: float = 0.0  # 1: from what the darkest neighbors leave to the brightest ones
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
             _require(value >= 0, f"augmentation.{key}", value, "it must not be negative")
         _require(self.scale < 1, "augmentation.scale", self.scale, "it must be below 1")
+        rule = "it must be below 90"
+        _require(self.slant_degrees < 90, "augmentation.slant_degrees", self.slant_degrees, rule)
+        rule = "it must be at most 1"
+        _require(self.stroke_width <= 1, "augmentation.stroke_width", self.stroke_width, rule)
 
     @property
     def changes_nothing(self) -> bool:

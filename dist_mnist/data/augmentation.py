@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from dist_mnist.config.schema import AugmentationConfig
 
-NUMBERS_PER_IMAGE = 4  # down, right, turn, size
+NUMBERS_PER_IMAGE = 6  # down, right, turn, size, slant, thickness
 
 
 def augment(
@@ -27,10 +27,16 @@ def augment(
     Returns:
         uint8 of the same shape.
     """
-    down, right, turn, size = numbers
-    if config.rotation_degrees or config.scale:
-        degrees = (2 * turn - 1) * config.rotation_degrees
-        images = rotate_and_scale(images, degrees, 1 + (2 * size - 1) * config.scale)
+    down, right, turn, size, slant, thickness = numbers
+    if config.rotation_degrees or config.scale or config.slant_degrees:
+        images = rotate_and_scale(
+            images,
+            (2 * turn - 1) * config.rotation_degrees,
+            1 + (2 * size - 1) * config.scale,
+            (2 * slant - 1) * config.slant_degrees,
+        )
+    if config.stroke_width:
+        images = change_stroke_width(images, (2 * thickness - 1) * config.stroke_width)
     if config.shift_pixels:
         choices = 2 * config.shift_pixels + 1
         images = shift(
@@ -63,20 +69,41 @@ def shift(images: torch.Tensor, most: int, down: torch.Tensor, right: torch.Tens
 
 
 def rotate_and_scale(
-    images: torch.Tensor, degrees: torch.Tensor, scale: torch.Tensor
+    images: torch.Tensor, degrees: torch.Tensor, scale: torch.Tensor, slant: torch.Tensor
 ) -> torch.Tensor:
-    """Rotate each image about its center and scale it, with bilinear interpolation.
+    """Slant each image, rotate it about its center and scale it, with bilinear interpolation.
 
     Args:
         images: uint8 of shape (B, C, H, W).
         degrees: float32 of shape (B,).
         scale: float32 of shape (B,); 1.1 makes the picture a tenth larger.
+        slant: float32 of shape (B,), in degrees; vertical lines lean to the right by so many.
     """
-    angle = degrees * (math.pi / 180)
+    angle, lean = degrees * (math.pi / 180), (slant * (math.pi / 180)).tan()
     # The grid says where each output pixel comes from: a larger picture needs smaller steps.
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     zero = torch.zeros_like(angle)
-    matrix = torch.stack((cosine, -sine, zero, sine, cosine, zero), dim=1).view(-1, 2, 3)
+    across = (cosine, cosine * lean - sine, zero)
+    down = (sine, sine * lean + cosine, zero)
+    matrix = torch.stack((*across, *down), dim=1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     moved = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
     return moved.round_().to(torch.uint8)
+
+
+def change_stroke_width(images: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Make the bright strokes of each image thicker or thinner.
+
+    Args:
+        images: uint8 of shape (B, C, H, W).
+        change: float32 of shape (B,), from -1 to 1: how far each pixel goes to the brightest of the
+            nine around it, or to the darkest if this is negative.
+    """
+    pixels = images.float()
+    thick = F.max_pool2d(pixels, 3, stride=1, padding=1)
+    thin = -F.max_pool2d(-pixels, 3, stride=1, padding=1)
+    change = change.view(-1, 1, 1, 1)
+    changed = (
+        pixels + change.clamp(min=0) * (thick - pixels) + change.clamp(max=0) * (pixels - thin)
+    )
+    return changed.round_().to(torch.uint8)

@@ -1,9 +1,4 @@
-"""Digits in any picture, made as the images of MNIST were made.
-
-The last step is that of MNIST itself, as its reconstruction describes it: Yadav, Bottou, "Cold
-Case: The Lost MNIST Digits" (2019), https://arxiv.org/abs/1905.10498, and the source of QMNIST,
-https://github.com/facebookresearch/qmnist (making_qmnist/xnist.lsh).
-"""
+"""Digits in any picture: found, read from left to right, and made as the images of MNIST were."""
 
 import math
 from typing import NamedTuple
@@ -15,10 +10,20 @@ from PIL import Image
 
 from dist_mnist.data.components import label_components
 from dist_mnist.data.ink import find_ink
+from dist_mnist.data.preprocessing import Box, make_like_mnist
+from dist_mnist.data.strokes import with_usual_strokes
 
-SIDE, INNER_SIDE = 28, 20
-SMALLEST_BOX = 10  # pixels of the scans that MNIST was made from
-EXTENT = 0.99  # of an input pixel when MNIST was resampled
+EDGE = 0.2  # of full ink: where a stroke ends
+# Of the size of the largest part of a picture, or of the picture's side:
+SPECK_SIDE, SPECK_INK = 0.15, 0.02
+LEAST_HEIGHT = 0.4
+FRAME_SHARE = 0.25  # of the edges of the picture
+LINE_WIDTH = 3.0  # times the height
+MOST_PARTS = 60  # the largest ones
+LEAST_PIXELS, LEAST_SIDE = 6, 0.025
+SMALL_GAP, LITTLE_GAP = 0.2, 0.15
+PIECE = 0.5
+OVERLAP, TWIN_OVERLAP = 0.4, 0.7
 
 
 class Digit(NamedTuple):
@@ -30,11 +35,39 @@ class Digit(NamedTuple):
     """
 
     image: torch.Tensor
-    box: tuple[int, int, int, int]
+    box: Box
+
+
+class _Part(NamedTuple):
+    """Connected ink, or several pieces of it that belong together."""
+
+    box: Box
+    ink: float
+    labels: tuple[int, ...]
+
+    @property
+    def height(self) -> int:
+        return self.box[3] - self.box[1]
+
+    @property
+    def width(self) -> int:
+        return self.box[2] - self.box[0]
+
+    def __or__(self, other: "_Part") -> "_Part":
+        return _Part(
+            (
+                min(self.box[0], other.box[0]),
+                min(self.box[1], other.box[1]),
+                max(self.box[2], other.box[2]),
+                max(self.box[3], other.box[3]),
+            ),
+            self.ink + other.ink,
+            self.labels + other.labels,
+        )
 
 
 def find_digits(picture: Image.Image) -> list[Digit]:
-    """Find the digits in a picture, from left to right.
+    """Find the digits in a picture, line by line, from left to right.
 
     Args:
         picture: In RGB and upright, as `read_picture` returns it.
@@ -43,87 +76,127 @@ def find_digits(picture: Image.Image) -> list[Digit]:
         The digits; none if there is nothing that stands out from its background.
     """
     ink, shrink = find_ink(picture)
-    _, count = label_components(ink > 0)
-    if not count:
-        return []
-    part, box = ink, _tight_box(ink)
-    left, top, right, bottom = box
-    image = make_like_mnist(part)
+    labels, count = label_components(ink > EDGE)
+    pieces = _without_frames(_parts(labels, count, ink), labels)
+    parts = _without_lines(_join(_without_specks(pieces, max(ink.shape))))
+    tallest = max((part.height for part in parts), default=0)
+    digits = _in_reading_order([part for part in parts if part.height >= LEAST_HEIGHT * tallest])
     return [
         Digit(
-            image=torch.from_numpy(image),
-            box=(
-                math.floor(left * shrink),
-                math.floor(top * shrink),
-                math.ceil(right * shrink),
-                math.ceil(bottom * shrink),
-            ),
+            image=torch.from_numpy(make_like_mnist(with_usual_strokes(_alone(ink, labels, part)))),
+            box=_enlarged(part.box, shrink, picture.size),
         )
+        for part in digits
     ]
 
 
-def _tight_box(ink: NDArray[np.float32]) -> tuple[int, int, int, int]:
-    rows, columns = ink.any(axis=1).nonzero()[0], ink.any(axis=0).nonzero()[0]
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def make_like_mnist(ink: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Turn the ink of one digit into an image as MNIST has it.
-
-    A tight box around the ink; the square around it; doubled until it has at least 20 pixels a
-    side; resampled to 20 x 20 by area; its maximum scaled to 255; and put where its center of mass
-    falls into the pixel that is right of and below the middle.
-
-    Args:
-        ink: float32 of shape (H, W), 0 where there is none, 1 where it is full.
-
-    Returns:
-        uint8 of shape (28, 28), white on black; black where there is no ink.
-    """
-    image = np.zeros((SIDE, SIDE), dtype=np.uint8)
-    if not ink.any():
-        return image
-    square = _square_around(ink, _tight_box(ink))
-    weights = _area_weights(len(square))
-    small = weights @ square @ weights.T
-    small = np.floor(small * (255 / min(1.0, small.max())) + 0.5).clip(0, 255)
-    # The place of the 20 x 20 pixels may be anywhere; what falls outside is cut off.
-    center = [
-        float((small.sum(axis=1 - axis) @ (np.arange(INNER_SIDE) + 0.5)) / small.sum())
-        for axis in (0, 1)
+def _parts(labels: NDArray[np.int64], count: int, ink: NDArray[np.float32]) -> list[_Part]:
+    rows, columns = labels.nonzero()
+    found = labels[rows, columns] - 1
+    amounts = np.bincount(found, weights=ink[rows, columns], minlength=count)
+    edges = []
+    for places in (columns, rows):
+        low, high = np.full(count, max(labels.shape)), np.zeros(count, dtype=np.int64)
+        np.minimum.at(low, found, places)
+        np.maximum.at(high, found, places + 1)
+        edges.append((low.tolist(), high.tolist()))
+    (lefts, rights), (tops, bottoms) = edges
+    return [
+        _Part((lefts[i], tops[i], rights[i], bottoms[i]), float(amounts[i]), (i + 1,))
+        for i in range(count)
     ]
-    top, left = (int(SIDE // 2 + 1 - middle) for middle in center)
-    canvas = np.zeros((SIDE + 2 * INNER_SIDE,) * 2, dtype=np.uint8)
-    canvas[INNER_SIDE + top :, INNER_SIDE + left :][:INNER_SIDE, :INNER_SIDE] = small
-    return canvas[INNER_SIDE:-INNER_SIDE, INNER_SIDE:-INNER_SIDE]
 
 
-def _square_around(ink: NDArray[np.float32], box: tuple[int, int, int, int]) -> NDArray[np.float32]:
+def _without_frames(parts: list[_Part], labels: NDArray[np.int64]) -> list[_Part]:
+    """Leave out what follows the edges of the picture, such as a table around the paper."""
+    edges = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
+    shares = np.bincount(edges, minlength=len(parts) + 1) / len(edges)
+    return [part for part in parts if shares[part.labels[0]] < FRAME_SHARE]
+
+
+def _without_lines(parts: list[_Part]) -> list[_Part]:
+    """Leave out what is much wider than it is high: the lines of the paper, a minus."""
+    return [part for part in parts if part.width < LINE_WIDTH * part.height]
+
+
+def _without_specks(parts: list[_Part], side: int) -> list[_Part]:
+    """Leave out what is small beside the largest part, and what is small at all."""
+    largest = max((max(part.height, part.width) for part in parts), default=0)
+    most_ink = max((part.ink for part in parts), default=0.0)
+    if largest < max(LEAST_PIXELS, LEAST_SIDE * side):
+        return []
+    kept = [
+        part
+        for part in parts
+        if max(part.height, part.width) >= SPECK_SIDE * largest or part.ink >= SPECK_INK * most_ink
+    ]
+    return sorted(kept, key=lambda part: part.ink)[-MOST_PARTS:]
+
+
+def _join(parts: list[_Part]) -> list[_Part]:
+    """Join the pieces that are strokes of the same digit, the nearest ones first."""
+    parts = list(parts)
+    while True:
+        pairs = [
+            (_gap(a, b), i, j)
+            for i, a in enumerate(parts)
+            for j, b in enumerate(parts[:i])
+            if _belong_together(a, b)
+        ]
+        if not pairs:
+            return parts
+        _, i, j = min(pairs)
+        parts[j] |= parts.pop(i)
+
+
+def _gap(a: _Part, b: _Part) -> int:
+    across, down = _gaps(a, b)
+    return max(across, 0) + max(down, 0)
+
+
+def _gaps(a: _Part, b: _Part) -> tuple[int, int]:
+    """Return the pixels between two parts across and down, below 0 where they overlap."""
+    return (
+        max(a.box[0], b.box[0]) - min(a.box[2], b.box[2]),
+        max(a.box[1], b.box[1]) - min(a.box[3], b.box[3]),
+    )
+
+
+def _belong_together(a: _Part, b: _Part) -> bool:
+    across, down = _gaps(a, b)
+    height = (a | b).height
+    shorter = min(a.height, b.height)
+    if shorter < PIECE * height and _gap(a, b) < LITTLE_GAP * height:
+        return True
+    overlap = TWIN_OVERLAP if -down > PIECE * shorter else OVERLAP
+    return -across >= overlap * min(a.width, b.width) and down < SMALL_GAP * height
+
+
+def _in_reading_order(parts: list[_Part]) -> list[_Part]:
+    """Sort parts by line, then from left to right; what overlaps in height is in one line."""
+    lines: list[list[_Part]] = []
+    bottom = -1
+    for part in sorted(parts, key=lambda part: part.box[1]):
+        if part.box[1] >= bottom:
+            lines.append([])
+        lines[-1].append(part)
+        bottom = max(bottom, part.box[3])
+    return [part for line in lines for part in sorted(line, key=lambda part: part.box[0])]
+
+
+def _alone(ink: NDArray[np.float32], labels: NDArray[np.int64], part: _Part) -> NDArray[np.float32]:
+    """Return the ink inside a part's box, without that of other parts."""
+    left, top, right, bottom = part.box
+    inside = labels[top:bottom, left:right]
+    return np.where(np.isin(inside, (0, *part.labels)), ink[top:bottom, left:right], 0)
+
+
+def _enlarged(box: Box, shrink: float, size: tuple[int, int]) -> Box:
+    """Return a box in pixels of the picture from one in pixels of the smaller copy."""
     left, top, right, bottom = box
-    height, width = bottom - top, right - left
-    side = max(height, width, SMALLEST_BOX)
-    square = np.zeros((side, side), dtype=np.float32)
-    down, across = (side - height) // 2, (side - width) // 2
-    square[down : down + height, across : across + width] = ink[top:bottom, left:right]
-    while len(square) < INNER_SIDE:
-        square = square.repeat(2, axis=0).repeat(2, axis=1)
-    return square
-
-
-def _area_weights(size: int) -> NDArray[np.float32]:
-    """Return how much each of `size` input pixels gives to each of 20: float32 (20, size).
-
-    A pixel that lies on an edge between two is shared by area. As in MNIST its extent is taken as
-    `EXTENT` then, so that the second one gets a little less than it should.
-    """
-    scale = INNER_SIDE / size
-    begin = np.arange(size) * scale
-    end = begin + EXTENT * scale
-    first = np.floor(begin + 1e-11).astype(int)
-    last = np.ceil(end - 1e-11).astype(int) - 1
-    weights = np.zeros((INNER_SIDE, size), dtype=np.float32)
-    whole = first == last
-    pixel = np.arange(size)
-    weights[first, pixel] = np.where(whole, scale, (first + 1 - begin).clip(0, 1))
-    weights[last[~whole], pixel[~whole]] = (end - last)[~whole].clip(0, 1)
-    return weights
+    return (
+        math.floor(left * shrink),
+        math.floor(top * shrink),
+        min(size[0], math.ceil(right * shrink)),
+        min(size[1], math.ceil(bottom * shrink)),
+    )

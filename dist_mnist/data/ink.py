@@ -15,10 +15,16 @@ WORKING_SIDE = 1024  # pixels; larger pictures are made smaller first
 COARSE_SIDE = 64  # pixels, for the shape of the light
 RING = 1 / 16  # of a side: the part along the edges where there is mostly paper
 MOST_ROUNDS = 12  # of the fit of the light
+LEAST_CHANGE = 1e-4  # of the light from one round to the next
 OUTLIER = 4.7  # deviations, from where Tukey's biweight ignores a value
 DEVIATION = 1.4826  # of a normal distribution, for each unit of its median absolute value
 LEAST_STEP = 2 / 255  # what a picture of 8 bits can tell apart
 LEAST_CONTRAST = 24 / 255  # fainter marks are taken for paper
+SMOOTH = 0.05  # the deviation of paper under a smooth light, at most
+SHADOW_SIDE = 256  # pixels, for what is subtracted as a shadow
+WIDE = 0.25  # of the shorter side: the widest stroke
+STROKES = (0.04, 0.08, 0.16)  # of the shorter side: strokes where the light is not smooth
+SHADOW_SHARE = 0.02  # of the edges of a picture, at least
 LEAST_SIGNAL = 5.0  # times the noise
 NOISE_FLOOR = 4.0  # deviations, below which there is paper
 
@@ -38,7 +44,10 @@ def find_ink(picture: Image.Image) -> tuple[Array, float]:
     if shrink > 1:
         picture = picture.resize((width, height), Image.Resampling.BOX)
     pixels = np.asarray(picture).astype(np.float32) / np.float32(255)
-    signal = _along_ink(pixels - _paper(picture))
+    paper, deviation = _paper(picture)
+    rough = deviation > SMOOTH
+    # Where the light does not change smoothly, it is told from ink by its width alone.
+    signal = _along_ink(pixels - (np.median(paper, axis=(0, 1)) if rough else paper), rough)
     threshold = _otsu(signal)
     marked = signal > threshold
     if not marked.any() or threshold <= 0:
@@ -51,11 +60,15 @@ def find_ink(picture: Image.Image) -> tuple[Array, float]:
     return ((signal / full - floor) / (1 - floor)).clip(0, 1), shrink
 
 
-def _paper(picture: Image.Image) -> Array:
-    """Return what the picture would be without its ink, float32 of shape (H, W, 3), from 0 to 1.
+def _paper(picture: Image.Image) -> tuple[Array, float]:
+    """Fit a surface of the second degree to the paper, for each color.
 
-    A surface of the second degree for each color, fitted to a small copy of the picture by
-    iteratively reweighted least squares; it begins with the pixels along the edges.
+    By iteratively reweighted least squares on a small copy of the picture, beginning with the
+    pixels along its edges.
+
+    Returns:
+        What the picture would be without its ink, float32 of shape (H, W, 3), from 0 to 1; and how
+        far paper deviates from that.
     """
     width, height = picture.size
     shrink = max(1.0, max(width, height) / COARSE_SIDE)
@@ -73,15 +86,29 @@ def _paper(picture: Image.Image) -> Array:
         weighted = basis * weights[:, None]
         # A little ridge, so that it stays flat where it cannot be known.
         ridge = np.diag([0.0] + [1e-3 * len(basis)] * (basis.shape[1] - 1))
+        before = surface
         surface = np.linalg.solve(weighted.T @ basis + ridge, weighted.T @ colors)
-    return (_surfaces(width, height) @ surface).reshape(height, width, 3).astype(np.float32)
+        if np.abs(surface - before).max() < LEAST_CHANGE:
+            break
+    x, y = (_powers(side).astype(np.float32) for side in (width, height))
+    # Powers of y, powers of x, colors: the coefficients in the order of `_surfaces`.
+    table = np.zeros((3, 3, 3), dtype=np.float32)
+    table[[0, 0, 1, 0, 1, 2], [0, 1, 0, 2, 1, 0]] = surface
+    paper: Array = np.einsum("hi,ijc,wj->hwc", y, table, x, optimize=True)
+    return paper, scale
+
+
+def _powers(side: int) -> NDArray[np.float64]:
+    """Return 1, x and x² of a side's pixels, x from -1 to 1: (side, 3)."""
+    x = (np.arange(side) + 0.5) * (2 / side) - 1
+    return np.stack((np.ones_like(x), x, x * x), axis=1)
 
 
 def _surfaces(width: int, height: int) -> NDArray[np.float64]:
     """Return 1, x, y, x², xy and y² at every pixel, x and y from -1 to 1: (H * W, 6)."""
-    x = np.tile((np.arange(width) + 0.5) * (2 / width) - 1, height)
-    y = np.repeat((np.arange(height) + 0.5) * (2 / height) - 1, width)
-    return np.stack((np.ones_like(x), x, y, x * x, x * y, y * y), axis=1)
+    one, x, xx = np.tile(_powers(width), (height, 1)).T
+    _, y, yy = np.repeat(_powers(height), width, axis=0).T
+    return np.stack((one, x, y, xx, x * y, yy), axis=1)
 
 
 def _ring(width: int, height: int) -> NDArray[np.bool_]:
@@ -91,13 +118,77 @@ def _ring(width: int, height: int) -> NDArray[np.bool_]:
     return ring.ravel()
 
 
-def _along_ink(difference: Array) -> Array:
+def _along_ink(difference: Array, rough: bool) -> Array:
     """Project differences from paper (H, W, 3) onto the direction in which ink differs: (H, W)."""
     flat = difference.reshape(-1, 3)
     _, directions = np.linalg.eigh(flat.T @ flat)
-    signal: Array = difference @ directions[:, -1]
+    signal: Array = (flat @ directions[:, -1]).reshape(difference.shape[:2])
+    if rough:
+        return max((_narrow(signal), _narrow(-signal)), key=lambda hats: hats[1])[0]
+    signal = signal - _from_edge(signal) + _from_edge(-signal)
     # Paper lies on both sides of 0 alike, ink on one.
-    return signal if float((signal.astype(np.float64) ** 3).sum()) > 0 else -signal
+    return signal if _third_moment(signal) > 0 else -signal
+
+
+def _third_moment(signal: Array) -> float:
+    return float(np.vdot(signal * signal, signal))
+
+
+def _narrow(signal: Array) -> tuple[Array, float]:
+    """Return what is above its surroundings and no wider than a stroke, and how much that is.
+
+    Between the strokes of a digit paper is narrow, too. But ink is narrower.
+    """
+    hats = [signal - _wide(signal, width) for width in STROKES]
+    return hats[-1], sum(_third_moment(hat.clip(0)) for hat in hats)
+
+
+def _wide(signal: Array, width: float) -> Array:
+    """Return what is too wide for a stroke: a shadow, a table, the light itself.
+
+    Args:
+        signal: float32 of shape (H, W).
+        width: Of the widest stroke, as a fraction of the shorter side.
+
+    Returns:
+        float32 of the same shape: the signal without what is narrower and above its surroundings.
+    """
+    height, across = signal.shape
+    shrink = max(1.0, max(across, height) / SHADOW_SIDE)
+    size = (max(1, round(across / shrink)), max(1, round(height / shrink)))
+    small = np.asarray(Image.fromarray(signal).resize(size, Image.Resampling.BOX))
+    stroke = 2 * int(width / 2 * min(size)) + 1
+    wide = _largest(-_largest(-small, stroke), stroke)
+    wide = _largest(wide, 3)  # its soft edge, too
+    return np.asarray(Image.fromarray(wide).resize((across, height)), dtype=np.float32)
+
+
+def _from_edge(signal: Array) -> Array:
+    """Return what is above 0 and too wide for a stroke, if it comes in from the edges; or zeros."""
+    ring = _ring(signal.shape[1], signal.shape[0])
+    if not _is_seen(signal.ravel()[ring]):  # so neither is what is wide in it
+        return np.zeros_like(signal)
+    wide = _wide(signal, WIDE)
+    return wide.clip(0) if _is_seen(wide.ravel()[ring]) else np.zeros_like(signal)
+
+
+def _is_seen(edge: Array) -> bool:
+    return float((edge > LEAST_CONTRAST).mean()) >= SHADOW_SHARE
+
+
+def _largest(values: Array, size: int) -> Array:
+    """Return for each pixel the largest value in the square of an odd size around it."""
+    for axis in (0, 1):
+        edges = [(0, 0), (0, 0)]
+        edges[axis] = (size // 2, size // 2)
+        values = np.moveaxis(np.pad(values, edges, constant_values=-np.inf), axis, 0)
+        reach = 1
+        while reach < size:  # each row has the largest of the `reach` rows from it on
+            step = min(reach, size - reach)
+            values = np.maximum(values[:-step], values[step:])
+            reach += step
+        values = np.moveaxis(values, 0, axis)
+    return values
 
 
 def _otsu(signal: Array) -> float:

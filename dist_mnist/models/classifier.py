@@ -15,6 +15,8 @@ from dist_mnist.models.build import build_model, load_weights
 from dist_mnist.models.precision import autocast, compute_dtype
 from dist_mnist.record import checkpoint
 
+SHIPPED = Path(__file__).with_name("shipped.safetensors")  # made by `python -m tests.ship`
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -60,20 +62,42 @@ class Classifier:
         return self.logits(images.to(device)).softmax(dim=1)
 
 
+def find_checkpoint(path: str | Path | None) -> Path:
+    """Return the checkpoint file that a user means.
+
+    Args:
+        path: A run directory, of which the best checkpoint is taken; a checkpoint file; "latest",
+            for the run under outputs/ that was trained last; or None, for the network that comes
+            with the package.
+
+    Raises:
+        InputError: It is empty, or there is no run under outputs/.
+    """
+    if path is None:
+        return SHIPPED
+    if not str(path).strip():
+        raise InputError(
+            "checkpoint is missing: set it to a run directory or a file, as in "
+            "checkpoint=outputs/RUN, or leave it out for the network that comes with the package."
+        )
+    return checkpoint.resolve(checkpoint.latest_run() if str(path) == "latest" else Path(path))
+
+
 def load_classifier(
-    path: str | Path, device: str = "cpu", trusted_modules: Sequence[str] = ()
+    path: str | Path | None = None, device: str = "cpu", trusted_modules: Sequence[str] = ()
 ) -> Classifier:
     """Load a trained network with its preprocessing, in eval mode.
 
     Args:
-        path: A run directory, of which the best checkpoint is taken, or a checkpoint file.
+        path: A run directory, of which the best checkpoint is taken, a checkpoint file, "latest"
+            for the newest run under outputs/, or None for the network that comes with the package.
         device: Where the network shall compute, such as "cpu" or "cuda".
         trusted_modules: Modules of your own that the checkpoint's network may come from.
 
     Raises:
         InputError: There is no checkpoint, or it cannot be used.
     """
-    content = checkpoint.load(checkpoint.resolve(Path(path)))
+    content = checkpoint.load(find_checkpoint(path))
     changes = {"trainer": {"precision": "auto"}, "trusted_modules": list(trusted_modules)}
     config = config_from_plain(content["config"], changes)
     return classifier_from_checkpoint(content, config, torch.device(device))

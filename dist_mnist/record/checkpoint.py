@@ -209,3 +209,15 @@ def resolve(path: Path) -> Path:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     names = ("best.safetensors", "last.safetensors")
     return next((folder / name for name in names if (folder / name).exists()), folder)
+
+
+def latest_run(parent: Path = Path("outputs")) -> Path:
+    """Return the run under a folder whose last checkpoint is the newest.
+
+    Raises:
+        InputError: There is none.
+    """
+    saved = list(parent.glob("*/checkpoints/last.safetensors"))
+    if not saved:
+        raise InputError(f"there is no run under {parent.absolute()}: train one, or name another.")
+    return max(saved, key=lambda path: path.stat().st_mtime).parents[1]

@@ -68,9 +68,9 @@ def test_turning_and_scaling_keeps_shape_type_and_centre() -> None:
 
 def test_turning_by_nothing_changes_nothing_and_by_a_right_angle_all() -> None:
     images = some_images()
-    angle, size = torch.zeros(50), torch.ones(50)
-    assert torch.equal(rotate_and_scale(images, angle, size), images)
-    turned = rotate_and_scale(images, angle + 90, size)
+    zero, size = torch.zeros(50), torch.ones(50)
+    assert torch.equal(rotate_and_scale(images, zero, size, zero), images)
+    turned = rotate_and_scale(images, zero + 90, size, zero)
     assert torch.equal(turned, images.rot90(1, (2, 3)))
 
 
