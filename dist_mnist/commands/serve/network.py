@@ -45,13 +45,16 @@ class Network:
 def load_network(checkpoint: str | None, trusted_modules: Sequence[str]) -> Network:
     """Load the network that a checkpoint holds, or the one in the package.
 
+    Args:
+        checkpoint: As `find_checkpoint` takes it.
+        trusted_modules: Modules of your own that the checkpoint's network may come from.
+
     Raises:
         InputError: It cannot be used, or does not read images of 28 x 28 gray pixels.
     """
-    from dist_mnist.models.classifier import load_classifier
-    from dist_mnist.record.checkpoint import resolve
+    from dist_mnist.models.classifier import find_checkpoint, load_classifier
 
-    path = resolve(Path(checkpoint or "/tmp/serve-run"))
+    path = find_checkpoint(checkpoint)
     classifier = load_classifier(path, trusted_modules=trusted_modules)
     torch.set_num_threads(1)  # for a few small images, more threads cost more than they bring
     try:
