@@ -9,11 +9,13 @@ from pathlib import Path
 
 from tests.benchmarks import (
     beside,
+    freehand,
     loop,
     peers,
     projection,
     reproducible,
     scaling,
+    serving,
     startup,
     time_to_accuracy,
     tuning,
@@ -31,6 +33,8 @@ BENCHMARKS = {
     "scaling": scaling.run,
     "projection": projection.run,
     "beside": beside.run,
+    "freehand": freehand.run,
+    "serving": serving.run,
 }
 
 

@@ -149,3 +149,13 @@ class Odd(nn.Module):
             or (self.how == "random" and bool(torch.rand(()) < 0.5))
             or (self.how == "last" and self.steps != 8)
         )
+
+
+class Fragile(MLP):
+    """Fails at every image that is not blank."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map blank images (B, C, H, W) to logits (B, num_classes)."""
+        if float(images.std()) > 0:
+            raise RuntimeError("an image that is not blank")
+        return super().forward(images)

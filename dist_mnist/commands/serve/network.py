@@ -1,0 +1,88 @@
+"""The network that answers, and what it is told to look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dist_mnist.commands.serve.answers import SURE, Model
+from dist_mnist.config.errors import InputError
+from dist_mnist.data.digits import Digit, find_digits
+from dist_mnist.data.pictures import read_picture
+
+if TYPE_CHECKING:
+    from dist_mnist.models.classifier import Classifier
+
+MOST_DIGITS = 100  # in one picture
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier, and where it is from.
+
+    Attributes:
+        classifier: On the CPU.
+        checkpoint: Its file, or None for the one in the package.
+    """
+
+    classifier: "Classifier"
+    checkpoint: Path | None
+
+    def describe(self) -> Model:
+        """Return what the API says about it."""
+        model = self.classifier.model
+        return Model(
+            network=type(model).__name__,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            classes=[*self.classifier.classes],
+            checkpoint=None if self.checkpoint is None else str(self.checkpoint),
+            sure_from=SURE,
+        )
+
+
+def load_network(checkpoint: str | None, trusted_modules: Sequence[str]) -> Network:
+    """Load the network that a checkpoint holds, or the one in the package.
+
+    Args:
+        checkpoint: As `find_checkpoint` takes it.
+        trusted_modules: Modules of your own that the checkpoint's network may come from.
+
+    Raises:
+        InputError: It cannot be used, or does not read images of 28 x 28 gray pixels.
+    """
+    from dist_mnist.models.classifier import find_checkpoint, load_classifier
+
+    path = find_checkpoint(checkpoint)
+    classifier = load_classifier(path, trusted_modules=trusted_modules)
+    torch.set_num_threads(1)  # for a few small images, more threads cost more than they bring
+    try:
+        classifier(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+    except Exception as error:
+        raise InputError(
+            f"checkpoint={checkpoint} cannot read digits: its network does not take images of "
+            f"28 x 28 gray pixels."
+        ) from error
+    return Network(classifier, path if checkpoint else None)
+
+
+def find(content: bytes) -> list[Digit]:
+    """Return the digits in an uploaded picture, from left to right; at least one.
+
+    Raises:
+        InputError: It is no picture, has no digit, or more than `MOST_DIGITS`.
+    """
+    digits = find_digits(read_picture(content))
+    if not digits:
+        raise InputError("there is no digit in the picture.")
+    if len(digits) > MOST_DIGITS:
+        raise InputError(
+            f"there are {len(digits)} digits in the picture, and at most {MOST_DIGITS} are read."
+        )
+    return digits
+
+
+def stack(digits: Sequence[Digit]) -> torch.Tensor:
+    """Return the images of digits as one tensor, uint8 (N, 1, 28, 28)."""
+    return torch.stack([digit.image for digit in digits]).unsqueeze(1)

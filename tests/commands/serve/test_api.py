@@ -1,0 +1,194 @@
+"""The API as its clients meet it, over real connections."""
+
+import base64
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from tests.support.server import Server, form, post, request
+from tests.support.strokes import draw, png
+
+pytest.importorskip("fastapi")
+
+MEGABYTE = 2**20
+
+
+def test_a_picture_is_answered_with_all_there_is(server: Server) -> None:
+    answer = post(server, png(draw(3)))
+    assert answer.status == 200
+    said = answer.json
+    assert said["label"] == "3"
+    assert len(said["probabilities"]) == 10
+    assert sum(said["probabilities"]) == pytest.approx(1, abs=1e-5)
+    ranked = sorted(said["probabilities"], reverse=True)
+    assert said["confidence"] == said["probabilities"][3] == ranked[0]
+    assert said["probabilities"][int(said["runner_up"])] == ranked[1]
+    left, top, right, bottom = said["box"]
+    assert 0 <= left < right <= 280
+    assert 0 <= top < bottom <= 280
+    seen = Image.open(io.BytesIO(base64.b64decode(said["picture"])))
+    assert (seen.format, seen.size, seen.mode) == ("PNG", (28, 28), "L")
+    assert seen.getextrema() == (0, 255)
+
+
+def test_a_form_is_answered_like_a_body(server: Server) -> None:
+    picture = png(draw(5))
+    body, kind = form(picture)
+    as_form = request(server, "POST", "/predict", body, content_type=kind)
+    assert as_form.json == post(server, picture).json
+    assert as_form.json == post(server, picture, "application/octet-stream").json
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "BMP", "WEBP", "GIF", "TIFF"])
+def test_formats(server: Server, kind: str) -> None:
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(png(draw(0)))).save(stream, kind)
+    answer = post(server, stream.getvalue(), f"image/{kind.lower()}")
+    assert answer.json["label"] == "0"
+
+
+def test_many_at_once_get_their_own_answers(server: Server) -> None:
+    pictures = [png(draw(seed)) for seed in range(40)]
+    alone = [post(server, picture).json for picture in pictures]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda picture: post(server, picture).json, pictures * 3))
+    for one, other in zip(together, alone * 3, strict=True):
+        assert one["picture"] == other["picture"]
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+def test_a_declared_size_is_refused_at_once(server: Server) -> None:
+    answer = request(
+        server, "POST", "/predict", b"", content_type="image/png", content_length="99999999999"
+    )
+    assert answer.status == 413
+    assert answer.json["detail"] == "the picture is larger than 10 MB: send a smaller one."
+
+
+def test_a_size_that_is_not_declared_is_counted(server: Server) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(11):
+            yield b"\0" * MEGABYTE
+
+    answer = request(server, "POST", "/predict", chunks(), content_type="image/png")
+    assert answer.status == 413
+
+
+def test_a_large_form_is_refused(server: Server) -> None:
+    body, kind = form(b"\0" * 11 * MEGABYTE)
+    assert request(server, "POST", "/predict", body, content_type=kind).status == 413
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "text/html", "application/x-www-form-urlencoded", "", "nonsense"]
+)
+def test_what_is_no_picture_by_its_own_account(server: Server, kind: str) -> None:
+    answer = post(server, png(draw(1)), kind)
+    assert answer.status == 415
+    assert "is not a picture: send image/png" in answer.json["detail"]
+
+
+def bomb(side: int) -> bytes:
+    """Return a PNG of some kilobytes whose header promises side x side pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * MEGABYTE))
+
+
+def blank() -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (280, 280), 255).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (b"", "empty"),
+        (b"no picture", "not a picture"),
+        (png(draw(2))[:-300], "damaged"),
+        (bomb(60_000), "pixels"),
+        (bomb(2**31 - 1), "pixels"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (blank(), "no digit"),
+    ],
+    ids=["empty", "text", "cut", "bomb", "huge", "svg", "blank"],
+)
+def test_what_cannot_be_read(server: Server, picture: bytes, reason: str) -> None:
+    answer = post(server, picture)
+    assert answer.status == 422
+    assert reason in answer.json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (form(png(draw(4)), field="picture")[0], "multipart/form-data; boundary=limit"),
+        (form(png(draw(4)))[0][:-40], "multipart/form-data; boundary=limit"),
+        (form(png(draw(4)))[0], "multipart/form-data; boundary=another"),
+        (form(png(draw(4)))[0], "multipart/form-data"),
+        (form(png(draw(4)))[0][:-11] * 2, "multipart/form-data; boundary=limit"),
+        (b"--limit\r\n" + b"a: b\r\n" * 20_000, "multipart/form-data; boundary=limit"),
+    ],
+    ids=["field", "cut", "boundary", "no boundary", "two", "headers"],
+)
+def test_forms_that_are_not_right(server: Server, body: bytes, kind: str) -> None:
+    answer = request(server, "POST", "/predict", body, content_type=kind)
+    assert answer.status == 422
+    assert "form" in answer.json["detail"]
+
+
+def test_every_answer_has_strict_headers(server: Server) -> None:
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/health"),
+        ("GET", "/nowhere"),
+        ("PUT", "/predict"),
+    ):
+        headers = request(server, method, path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'")
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert "server" not in headers
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_page_needs_nothing_else(server: Server, path: str) -> None:
+    answer = request(server, "GET", path)
+    assert answer.status == 200
+    text = answer.body.decode()
+    assert not re.findall(r"(?:src|href)=[\"'](?:https?:)?//", text)
+    assert not re.findall(r"@import|url\(|<script [^>]*src|<link [^>]*stylesheet", text)
+    assert "/* page." not in text
+    assert "<!-- " not in text
+
+
+def test_the_api_describes_itself(server: Server) -> None:
+    description = request(server, "GET", "/openapi.json").json
+    assert set(description["paths"]) == {"/predict", "/health", "/model"}
+    answers = description["paths"]["/predict"]["post"]["responses"]
+    assert set(answers) == {"200", "408", "413", "415", "422"}
+    docs = request(server, "GET", "/docs").body.decode()
+    for word in ("POST /predict", "runner_up", "multipart/form-data", "openapi.json"):
+        assert word in docs
+
+
+def test_the_network_is_described(server: Server) -> None:
+    assert request(server, "GET", "/health").json == {"status": "ok"}
+    model = request(server, "GET", "/model").json
+    assert model["classes"] == [*"0123456789"]
+    assert model["checkpoint"] is None
+    assert model["parameters"] > 0

@@ -1,0 +1,128 @@
+"""The command: where it listens, what it refuses, and how it ends."""
+
+import signal
+import socket
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from tests.commands.test_cli import call
+from tests.support.checkpoints import write_untrained
+from tests.support.processes import free_port, python, torchrun
+from tests.support.server import post, request, serving
+from tests.support.strokes import draw, png
+
+pytest.importorskip("fastapi")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_is_under_way_finish(tmp_path: Path, number: signal.Signals) -> None:
+    picture = png(draw(7))
+    with serving(cwd=tmp_path) as server, closing(HTTPConnection(server.address)) as connection:
+        connection.putrequest("POST", "/predict")
+        connection.putheader("Content-Type", "image/png")
+        connection.putheader("Content-Length", str(len(picture)))
+        connection.endheaders(picture[:100])
+        request(server, "GET", "/health")  # by now it has begun to read the picture
+        server.process.send_signal(number)
+        connection.sock.settimeout(1)
+        with pytest.raises(TimeoutError):  # it waits for the rest
+            connection.sock.recv(1)
+        connection.sock.settimeout(30)
+        connection.send(picture[100:])
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert b'"label":"7"' in answer.read()
+        assert server.process.wait(timeout=30) == 0
+        assert server.process.stdout is not None
+        assert server.process.stdout.read() == f"ended by {number.name}\n"
+
+
+def test_a_port_in_use_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        status, out, err = call(monkeypatch, capsys, "serve", f"port={port}")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: port={port} is in use by another program: choose another one")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("port=70000", "port=70000 is not allowed: it must be from 1 to 65535"),
+        ("port=-1", "port=-1 is not allowed"),
+        ("host=''", "host= is not allowed: it must be an address"),
+        ("host=192.0.2.1", "host=192.0.2.1 is not an address of this machine"),
+        ("host=no.such.host.invalid", "host=no.such.host.invalid is not an address"),
+        ("checkpoint=nowhere", "nowhere does not exist: give a run directory or a checkpoint"),
+        ("chekpoint=x", "Key 'chekpoint'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    override: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(monkeypatch, capsys, "serve", f"port={free_port()}", override)
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; sys.argv[1:] = ['serve'];"
+        "from dist_mnist.__main__ import main; main()"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        'error: serve needs uvicorn: install it with `pip install "dist_mnist[serve]"`.\n'
+    )
+
+
+def test_it_is_one_process(tmp_path: Path) -> None:
+    done = torchrun(2, "serve", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "serve is one process: start it without torchrun" in done.stderr
+
+
+def test_a_network_of_another_shape_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    colors = ("model=linear", "data.image_shape=[3,8,8]")
+    path = write_untrained(tmp_path / "small.safetensors", *colors)
+    status, _, err = call(monkeypatch, capsys, "serve", f"port={free_port()}", f"checkpoint={path}")
+    assert status == 1
+    assert err == (
+        f"error: checkpoint={path} cannot read digits: its network does not take images of "
+        f"28 x 28 gray pixels.\n"
+    )
+
+
+def test_whoever_listens_beyond_this_machine_is_warned(tmp_path: Path) -> None:
+    with serving("host=0.0.0.0", cwd=tmp_path) as server:
+        assert "warning: host=0.0.0.0 lets everyone who can reach this machine" in server.printed
+
+
+def test_a_network_that_fails_is_told_of(tmp_path: Path) -> None:
+    trusted = "trusted_modules=[tests.support.networks]"
+    fragile = ("model=mlp", "model._target_=tests.support.networks.Fragile", trusted)
+    path = write_untrained(tmp_path / "fragile.safetensors", *fragile)
+    with serving(f"checkpoint={path}", trusted, cwd=tmp_path) as server:
+        model = request(server, "GET", "/model").json
+        assert model["checkpoint"] == str(path)
+        assert model["network"] == "Fragile"
+        for _ in range(2):
+            answer = post(server, png(draw(7)))
+            assert answer.status == 500
+            assert answer.json == {"detail": "the server failed at this request."}
+            assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+            assert request(server, "GET", "/health").status == 200
