@@ -14,10 +14,10 @@ from dist_mnist.record import checkpoint
 from dist_mnist.record.console import log_to_file
 from dist_mnist.record.directory import write_config
 from dist_mnist.record.journal import Journal, Line
+from dist_mnist.record.loggers import start_loggers
 from dist_mnist.record.report_page import write_report
 from dist_mnist.record.starts import note_end, note_start
 from dist_mnist.record.tracker import Media, Tracker
-from dist_mnist.record.wandb_run import start_tracking
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Recorder:
     """Where a run's numbers and weights go; this one, for ranks other than 0, keeps nothing."""
 
     def record(self, line: Line, media: Media | None = None) -> None:
-        """Add a line to the journal, and to wandb with pictures and tables beside it."""
+        """Add a line to the journal; trackers get pictures and tables beside it."""
 
     def save(self, content: dict[str, Any], step: int, is_best: bool) -> None:
         """Write a checkpoint, after the journal lines that it includes."""
@@ -122,7 +122,7 @@ def open_recorder(
 ) -> Iterator[Recorder]:
     """Open everything that rank 0 writes to, with the journal cut back to where the run continues.
 
-    If something goes wrong inside, the wandb run ends as failed or as stopped.
+    If something goes wrong inside, trackers hear that the run has failed or was stopped.
 
     Args:
         run_dir: The run's directory, locked.
@@ -139,14 +139,14 @@ def open_recorder(
         lines = journal.cut_back(position.step, position.finished_epochs)
         if len(lines) < position.lines:
             logger.warning(
-                "%s has lost %d of the lines that it had at step %d: pictures and wandb will lack "
-                "them.",
+                "%s has lost %d of the lines that it had at step %d: pictures and trackers will "
+                "lack them.",
                 *(journal.path, position.lines - len(lines), position.step),
             )
         keep = config.trainer.keep_checkpoints
         recorder = RunRecorder(run_dir, journal, position.step, keep)
         try:
-            recorder.tracker = start_tracking(config.tracking, run_dir, plain_config(config), lines)
+            recorder.tracker = start_loggers(config.tracking, run_dir, plain_config(config), lines)
             yield recorder
         except BaseException as error:
             recorder.end_early(error)
