@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a network and test it; the default",
     "evaluate": "score a checkpoint on the test set",
     "serve": "draw a digit on a page and see what the network reads",
+    "report": "write report.html of a run, or of several side by side",
 }
 
 

@@ -27,6 +27,7 @@ from dist_mnist.config.compose import (
     register_schema,
 )
 from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.overrides import gather_words
 from dist_mnist.distributed import launcher, signals
 from dist_mnist.distributed.launcher import LaunchError
 
@@ -41,19 +42,23 @@ class _FailedJobError(Exception):
     """A job of a sweep has failed, which was reported when it happened."""
 
 
-def command(name: str, schema: type, task: Callable[[Any], float | None]) -> None:
+def command(
+    name: str, schema: type, task: Callable[[Any], float | None], words: str | None = None
+) -> None:
     """Compose a config from `conf/<name>.yaml` and the command line, and hand it to a task.
 
     Args:
         name: The command.
         schema: The dataclass that the config is an instance of.
         task: The work; what it returns is what a sweeper of Hydra's maximizes or minimizes.
+        words: The key, of a list, whose values may stand alone, as in `report RUN RUN`.
 
     Raises:
         InputError: A key on the command line would have no effect.
     """
     register_schema(name, schema)
-    sys.argv[1:] = prepare_overrides(sys.argv[1:])
+    arguments = gather_words(words, sys.argv[1:]) if words else sys.argv[1:]
+    sys.argv[1:] = prepare_overrides(arguments)
     # Otherwise Hydra prints errors itself, once for every rank.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 

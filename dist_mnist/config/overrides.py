@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from dist_mnist.config.errors import InputError
@@ -9,6 +10,11 @@ from dist_mnist.config.errors import InputError
 KEY = r"[+~]*[A-Za-z][\w./@-]*"
 # What neither Hydra nor a shell would take for something else.
 PLAIN = re.compile(r"[\w./@%+:-]+", re.ASCII)
+# Hydra's options whose value is the next argument.
+OPTIONS_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+)
 
 
 def to_copy(key: str, value: str) -> str:
@@ -32,6 +38,20 @@ def quoting_hint(override: str) -> str | None:
 def _quoted(value: str) -> str:
     escaped = value.replace('"', r"\"")
     return f'"{escaped}"'
+
+
+def gather_words(key: str, arguments: Sequence[str]) -> list[str]:
+    """Return arguments with those that are no overrides, such as paths, as the value of a key.
+
+    With the key `runs`, `a b output=c` becomes `output=c runs=["a","b"]`.
+    """
+    words: list[str] = []
+    others: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_option = argument.startswith("-") or before in OPTIONS_WITH_VALUE
+        is_word = not is_option and not re.match(f"{KEY}=", argument, re.ASCII)
+        (words if is_word else others).append(argument)
+    return [*others, f"{key}=[{','.join(map(_quoted, words))}]"] if words else others
 
 
 def in_home(path: str) -> str:

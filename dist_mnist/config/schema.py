@@ -6,7 +6,7 @@ values; the rest of the package never sees OmegaConf.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -41,6 +41,14 @@ class TrackingMode(Enum):
     online = "online"
     offline = "offline"
     disabled = "disabled"
+
+
+class Logger(Enum):
+    """Who is told of a run's numbers, beside the journal."""
+
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+    csv = "csv"
 
 
 def _require(condition: bool, key: str, value: object, rule: str) -> None:
@@ -164,13 +172,14 @@ class TrainerConfig:
 
 @dataclass
 class TrackingConfig:
-    """The place and the name under which wandb keeps the run."""
+    """The trackers of a run, and the place and the name under which wandb keeps it."""
 
     mode: TrackingMode
     project: str | None  # null: WANDB_PROJECT, or dist_mnist
     entity: str | None  # null: WANDB_ENTITY, or the key's own
     name: str | None  # null: WANDB_NAME, or the run directory's name
     tags: list[str] | None  # null: WANDB_TAGS, or none
+    loggers: list[Logger] = field(default_factory=lambda: [Logger.wandb])
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
 
 from dist_mnist.record.files import cannot_write, write_atomically
 from dist_mnist.record.journal import read_journal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 100
+EXAMPLES_IN_A_ROW, LARGEST_EXAMPLE = 20, 48  # of the sheet for the report; pixels
 TRAIN_COLOR, VALIDATION_COLOR = "#3b6fb6", "#d1682b"
 
 
@@ -191,6 +193,31 @@ def draw_mistakes(
     return _save(figure, run_dir, "mistakes")
 
 
+def draw_examples(run_dir: Path, images: torch.Tensor) -> Path:
+    """Draw a sheet of square pictures without a margin, in rows of 20; return the PNG's path.
+
+    Args:
+        run_dir: The run's directory.
+        images: uint8 of shape (N, C, H, W).
+    """
+    from PIL import Image
+
+    height, width = images.shape[2:]
+    side = max(height, width)
+    pixels = F.pad(
+        images[:, : 3 if images.shape[1] == 3 else 1], (0, side - width, 0, side - height)
+    )
+    if side > LARGEST_EXAMPLE:
+        pixels = F.interpolate(pixels.float(), LARGEST_EXAMPLE, mode="area").to(torch.uint8)
+    missing = -len(pixels) % EXAMPLES_IN_A_ROW
+    pixels = torch.cat((pixels, pixels.new_zeros(missing, *pixels.shape[1:])))
+    rows = pixels.unflatten(0, (-1, EXAMPLES_IN_A_ROW))  # (row, column, C, H, W)
+    sheet = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(-1)
+    content = io.BytesIO()
+    Image.fromarray(sheet.contiguous().numpy()).save(content, "png")
+    return _write(run_dir, "examples", content)
+
+
 def _figure(width: float, height: float) -> "Figure":
     """Return a figure in inches, made without pyplot, which keeps global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -202,9 +229,13 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", run_dir: Path, name: str) -> Path:
-    path = run_dir / "plots" / f"{name}.png"
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
+    return _write(run_dir, name, picture)
+
+
+def _write(run_dir: Path, name: str, picture: io.BytesIO) -> Path:
+    path = run_dir / "plots" / f"{name}.png"
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:

@@ -1,7 +1,8 @@
-"""Trackers: what a run tells wandb, and how training avoids waiting for it. Needs no wandb."""
+"""Trackers: whom a run tells of its numbers, and how training avoids waiting for them."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -34,8 +35,20 @@ Media = Mapping[str, Path | Table]
 NO_MEDIA: Media = {}
 
 
+def charts(line: Line) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a journal line, each with its chart; epochs share none with the rest."""
+    kind = line["kind"]
+    for key, value in line.items():
+        if not isinstance(value, (int, float)) or key == "step":
+            continue
+        if kind == "step" and key.startswith("train/"):
+            yield f"{key}_step", value
+        else:
+            yield "test/seconds" if (kind, key) == ("test", "seconds") else key, value
+
+
 class Tracker:
-    """Receives a run's values for wandb. This one, for runs without wandb, drops them."""
+    """Receives a run's numbers. This one, for runs that nobody tracks, drops them."""
 
     def log(self, line: Line, media: Media = NO_MEDIA) -> None:
         """Add a row with the numbers of one line of the journal, and pictures and tables."""
@@ -47,6 +60,30 @@ class Tracker:
         """End the run; say where to see it, unless it failed."""
 
 
+class Trackers(Tracker):
+    """Several trackers, which are told the same.
+
+    Args:
+        trackers: None of them may keep the run waiting.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+
+    def log(self, line: Line, media: Media = NO_MEDIA) -> None:  # noqa: D102
+        for tracker in self._trackers:
+            tracker.log(line, media)
+
+    def keep(self, checkpoint: Path) -> None:  # noqa: D102
+        for tracker in self._trackers:
+            tracker.keep(checkpoint)
+
+    def finish(self, exit_code: int) -> None:  # noqa: D102
+        with ExitStack() as stack:  # one that fails does not keep the others from their ends
+            for tracker in reversed(self._trackers):
+                stack.callback(tracker.finish, exit_code)
+
+
 class BackgroundTracker(Tracker):
     """Another tracker on a thread of its own, so that training never waits for it.
 
@@ -56,12 +93,16 @@ class BackgroundTracker(Tracker):
     Args:
         start: Returns the tracker.
         abandon: Lets go, in the end, of a tracker that failed or hangs. It may hang too.
+        name: The tracker's, for messages.
     """
 
     def __init__(
-        self, start: Callable[[], Tracker], abandon: Callable[[], None] = lambda: None
+        self,
+        start: Callable[[], Tracker],
+        abandon: Callable[[], None] = lambda: None,
+        name: str = "wandb",
     ) -> None:
-        self._start, self._abandon = start, abandon
+        self._start, self._abandon, self._name = start, abandon, name
         self._mistake: InputError | None = None
         self._has_failed = False
         self._exit_code = 0
@@ -86,7 +127,7 @@ class BackgroundTracker(Tracker):
             self._mistake = error
         except Exception as error:
             if not self._has_failed:
-                _tell_failure(error)
+                _tell_failure(self._name, error)
             self._has_failed = True
         return None
 
@@ -108,9 +149,9 @@ class BackgroundTracker(Tracker):
         self._thread.join(FINISH_TIMEOUT_SECONDS)
         if self._thread.is_alive():
             logger.warning(
-                "wandb has not ended within %g s and is left behind; the next start with this "
+                "%s has not ended within %g s and is left behind; the next start with this "
                 "run_dir adds what is missing.",
-                FINISH_TIMEOUT_SECONDS,
+                *(self._name, FINISH_TIMEOUT_SECONDS),
             )
             self._has_failed = True  # and has been told
             last = Thread(target=self._abandon, name="abandon tracking", daemon=True)
@@ -120,8 +161,8 @@ class BackgroundTracker(Tracker):
             raise self._mistake
 
 
-def _tell_failure(error: Exception) -> None:
-    """Log that wandb failed; a run that was told to stop expects it, and the signal reaches both.
+def _tell_failure(name: str, error: Exception) -> None:
+    """Log that a tracker failed; a run that was told to stop expects it: the signal reaches both.
 
     Schedulers and torchrun signal the processes that a rank has started, too, and wandb's service
     ends at the second signal.
@@ -129,12 +170,12 @@ def _tell_failure(error: Exception) -> None:
     reason = f"{type(error).__name__}: {one_line(error)[:300]}"
     if signals.requested():
         logger.info(
-            "wandb was stopped as well; the next start with this run_dir adds what is missing: %s",
-            reason,
+            "%s was stopped as well; the next start with this run_dir adds what is missing: %s",
+            *(name, reason),
         )
     else:
         logger.warning(
-            "wandb failed, and training goes on without it; the next start with this run_dir adds "
+            "%s failed, and training goes on without it; the next start with this run_dir adds "
             "what is missing: %s",
-            reason,
+            *(name, reason),
         )

@@ -23,7 +23,7 @@ from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import TrackingConfig, TrackingMode
 from dist_mnist.record import wandb_variables
 from dist_mnist.record.journal import Line
-from dist_mnist.record.tracker import NO_MEDIA, BackgroundTracker, Media, Table, Tracker
+from dist_mnist.record.tracker import NO_MEDIA, BackgroundTracker, Media, Table, Tracker, charts
 from dist_mnist.record.wandb_variables import ResumePolicy
 
 if TYPE_CHECKING:
@@ -54,10 +54,8 @@ class WandbRun(Tracker):
         number = len(KINDS) * line["step"] + KINDS.index(line["kind"])
         if number < self._run.starting_step:  # the server has this row
             return
-        row = {key: _shown(value) for key, value in media.items()}
-        for key, value in line.items():
-            if isinstance(value, (int, float)):
-                row[_chart(line["kind"], key)] = value
+        pictures = {key: _shown(value) for key, value in media.items()}
+        row = {"step": line["step"], **dict(charts(line)), **pictures}
         self._run.log(row, step=number, commit=True)
 
     def keep(self, checkpoint: Path) -> None:  # noqa: D102
@@ -80,13 +78,6 @@ class WandbRun(Tracker):
         elif exit_code == 0:
             logger.info("wandb, offline: wandb leet %s", shlex.quote(str(folder)))
             logger.info("or upload it:   %s", _sync_command(folder))
-
-
-def _chart(kind: str, key: str) -> str:
-    """Return the name under which wandb shows a number; epochs share no chart with the rest."""
-    if kind == "step" and key.startswith("train/"):
-        return f"{key}_step"
-    return "test/seconds" if kind == "test" and key == "seconds" else key
 
 
 def _shown(value: Path | Table) -> Any:

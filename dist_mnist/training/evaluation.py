@@ -83,6 +83,52 @@ class Evaluation:
             for index in worst[:most].tolist()
         ]
 
+    def examples(self, num_classes: int, first: int, per_cell: int, most: int) -> list[list[Any]]:
+        """Return samples of all cells of the confusion matrix: sure mistakes, unsure hits.
+
+        Args:
+            num_classes: The classes.
+            first: How many of the worst mistakes come first, whatever their cells.
+            per_cell: The most samples of a cell; each gets its first one before any its second.
+            most: The most samples of all.
+
+        Returns:
+            [index, label, prediction, confidence] of each, mistakes before hits in each round.
+        """
+        wrong = self.predictions != self.labels
+        order = torch.where(wrong, -self.confidences, self.confidences + 1).argsort(stable=True)
+        cells = (self.labels * num_classes + self.predictions)[order]
+        by_cell = cells.argsort(stable=True)
+        sizes = torch.bincount(cells, minlength=num_classes**2)
+        ranks = torch.empty_like(cells)
+        ranks[by_cell] = torch.arange(self.count) - (sizes.cumsum(0) - sizes)[cells[by_cell]]
+        ranks[: min(first, int(wrong.sum()))] = -1
+        rounds = ranks.argsort(stable=True)
+        chosen = order[rounds[ranks[rounds] < per_cell][:most]]
+        columns = (chosen, self.labels[chosen], self.predictions[chosen], self.confidences[chosen])
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [[*row, round(confidence, 4)] for *row, confidence in rows]
+
+    def calibration(self, bins: int) -> list[list[float]]:
+        """Return how right the answers of each range of confidence are.
+
+        Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 2.
+
+        Args:
+            bins: The ranges, equally wide, from 0 to 1.
+
+        Returns:
+            For each range: the number of answers, of right ones, and the mean confidence.
+        """
+        places = (self.confidences * bins).long().clamp(0, bins - 1)
+        right = (self.predictions == self.labels).double()
+        amounts = (torch.ones_like(right), right, self.confidences.double())
+        counts, correct, sums = (torch.bincount(places, part, bins).tolist() for part in amounts)
+        return [
+            [int(count), int(hits), rounded(total / count) if count else 0.0]
+            for count, hits, total in zip(counts, correct, sums, strict=True)
+        ]
+
 
 def numbers(part: str, evaluation: Evaluation | None) -> dict[str, Any]:
     """Return a score as the journal has it: loss, accuracy, correct and count of one part.

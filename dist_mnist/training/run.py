@@ -27,7 +27,7 @@ from dist_mnist.models.build import load_weights
 from dist_mnist.record import checkpoint, pictures
 from dist_mnist.record.console import log_to_console, result_line
 from dist_mnist.record.directory import choose_run_directory, lock_run_directory
-from dist_mnist.record.recorder import Recorder, open_recorder
+from dist_mnist.record.recorder import Launch, Position, Recorder, open_recorder
 from dist_mnist.record.tracker import Media, Table
 from dist_mnist.training.build import build_training_state, describe
 from dist_mnist.training.evaluation import Evaluation, numbers, score
@@ -37,6 +37,8 @@ from dist_mnist.training.state import TrainingState, resume
 logger = logging.getLogger(__name__)
 
 MISTAKES_SHOWN = 24
+EXAMPLES_OF_A_CELL, MOST_EXAMPLES = 8, 400  # of the confusion matrix, in the report
+CALIBRATION_BINS = 15
 
 
 class Result(NamedTuple):
@@ -91,8 +93,9 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
     timeout = config.trainer.timeout_seconds
     with lock_run_directory(run_dir, config.resume, timeout) if world.is_main else nullcontext():
         resume(state, run_dir)
-        with ending_together(world), _recorder(state, run_dir, overrides) as recorder:
-            logger.info("%s\nrun directory: %s\n", describe(state), run_dir)
+        launch = Launch(overrides, describe(state), world.size)
+        with ending_together(world), _recorder(state, run_dir, launch) as recorder:
+            logger.info("%s\nrun directory: %s\n", launch.description, run_dir)
             _fit(state, run_dir, recorder)
             state.end_training()
             test = _test(state, run_dir, recorder)
@@ -115,17 +118,16 @@ def _shared_facts(config: Config, world: World, splits: DataSplits) -> dict[str,
     }
 
 
-def _recorder(state: TrainingState, run_dir: Path, overrides: Sequence[str]) -> Any:
+def _recorder(state: TrainingState, run_dir: Path, launch: Launch) -> Any:
     """Return a context manager: what rank 0 writes to, or nothing on the other ranks."""
     if not state.world.is_main:
         return nullcontext(Recorder())
     progress, finished_epochs = state.progress, state.epoch
-    expected_lines = progress.step_lines + finished_epochs
+    lines = progress.step_lines + finished_epochs
     if state.is_over:  # an epoch that was cut short stays, since it will not be trained to its end
         finished_epochs = math.ceil(progress.step / len(state.order))
-    return open_recorder(
-        run_dir, state.config, overrides, progress.step, finished_epochs, expected_lines
-    )
+    position = Position(progress.step, finished_epochs, lines)
+    return open_recorder(run_dir, state.config, launch, position)
 
 
 def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
@@ -157,7 +159,11 @@ def _test(state: TrainingState, run_dir: Path, recorder: Recorder) -> Evaluation
     seconds = perf_counter() - started
     watchdog.pause()
     if state.world.is_main:
-        recorder.record(_test_line(state, test, seconds), _draw(state, test, run_dir))
+        examples = test.examples(
+            len(state.splits.classes), MISTAKES_SHOWN, EXAMPLES_OF_A_CELL, MOST_EXAMPLES
+        )
+        media = _draw(state, test, examples, run_dir)
+        recorder.record(_test_line(state, test, examples, seconds), media)
     return test
 
 
@@ -172,7 +178,9 @@ def _best_weights(state: TrainingState, run_dir: Path) -> dict[str, torch.Tensor
     return weights
 
 
-def _test_line(state: TrainingState, test: Evaluation, seconds: float) -> dict[str, Any]:
+def _test_line(
+    state: TrainingState, test: Evaluation, examples: list[list[Any]], seconds: float
+) -> dict[str, Any]:
     step = state.progress.step
     return {
         "kind": "test",
@@ -182,11 +190,16 @@ def _test_line(state: TrainingState, test: Evaluation, seconds: float) -> dict[s
         "seconds": round(seconds, 3),
         "test/confusion": test.confusion(len(state.splits.classes)).tolist(),
         "test/mistakes": [asdict(mistake) for mistake in test.worst_mistakes(MISTAKES_SHOWN)],
+        "test/examples": examples,
+        "test/calibration": test.calibration(CALIBRATION_BINS),
+        "classes": list(state.splits.classes),
     }
 
 
-def _draw(state: TrainingState, test: Evaluation, run_dir: Path) -> Media:
-    """Draw the pictures of the run; return them, and a table of mistakes, for wandb.
+def _draw(
+    state: TrainingState, test: Evaluation, examples: list[list[Any]], run_dir: Path
+) -> Media:
+    """Draw the pictures of the run; return those, and a table of mistakes, for the trackers.
 
     The work is done by now, so a run that cannot have its pictures ends well without them.
     """
@@ -194,6 +207,7 @@ def _draw(state: TrainingState, test: Evaluation, run_dir: Path) -> Media:
     mistakes = test.worst_mistakes(MISTAKES_SHOWN)
     confusion = test.confusion(len(classes))
     try:
+        pictures.draw_examples(run_dir, images[[index for index, *_ in examples]])
         drawn = pictures.draw_all(run_dir, confusion, mistakes, images, classes)
     except Exception as error:
         drawn = []

@@ -45,7 +45,7 @@ def test_notebook_backend_does_not_show(small_root: Path, tmp_path: Path) -> Non
         MPLCONFIGDIR=str(tmp_path / "cache"),  # empty, so that matplotlib looks for fonts
     )
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "run" / "plots").glob("*.png"))) == 3
+    assert len(list((tmp_path / "run" / "plots").glob("*.png"))) == 4
     assert "fontManager" not in done.stdout
     assert "WARNING" not in done.stdout
     assert done.stdout.splitlines()[-1].startswith("test accuracy")
@@ -58,3 +58,14 @@ def test_run_without_pictures_ends_well(small_root: Path, tmp_path: Path) -> Non
     log = (tmp_path / "train.log").read_text().splitlines()
     assert [line for line in log if " WARNING " in line and "without its pictures" in line]
     assert len([line for line in log if " WARNING " in line]) == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_run_ends_well_without_its_report(small_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()  # where the report should be
+    run_once([*SHORT, f"data.root={small_root}", f"run_dir={tmp_path}"])
+    assert read_journal(tmp_path / "metrics.jsonl")[-1]["kind"] == "test"
+    (warning,) = [
+        line for line in (tmp_path / "train.log").read_text().splitlines() if " WARNING " in line
+    ]
+    assert "the run has no report: InputError" in warning

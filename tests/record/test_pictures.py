@@ -1,10 +1,11 @@
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
 from dist_mnist.record.journal import Journal
-from dist_mnist.record.pictures import Mistake, draw_all, draw_confusion
+from dist_mnist.record.pictures import Mistake, draw_all, draw_confusion, draw_examples
 
 
 def draw(folder: Path, wrong: int, accuracy: float = 0.9) -> list[Path]:
@@ -40,3 +41,22 @@ def test_many_classes_can_be_drawn(tmp_path: Path) -> None:
     path = draw_confusion(tmp_path, confusion, [chr(65 + index) for index in range(62)])
     with Image.open(path) as picture:
         assert picture.width > 1000
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_examples_lie_in_rows_of_twenty(tmp_path: Path, channels: int) -> None:
+    images = torch.randint(0, 256, (45, channels, 28, 28), dtype=torch.uint8)
+    with Image.open(draw_examples(tmp_path, images)) as sheet:
+        assert sheet.size == (20 * 28, 3 * 28)
+        left, top = 3 * 28, 2 * 28  # of number 43
+        cut = sheet.crop((left, top, left + 28, top + 28))
+    pixels = torch.frombuffer(bytearray(cut.tobytes()), dtype=torch.uint8).view(28, 28, channels)
+    assert torch.equal(pixels, images[43].permute(1, 2, 0))
+
+
+def test_large_examples_become_small_squares(tmp_path: Path) -> None:
+    images = torch.full((2, 1, 100, 200), 200, dtype=torch.uint8)
+    with Image.open(draw_examples(tmp_path, images)) as sheet:
+        assert sheet.size == (20 * 48, 48)
+        assert sheet.getpixel((10, 10)) == 200
+        assert sheet.getpixel((10, 40)) == 0

@@ -1,4 +1,4 @@
-"""The page in a real Chromium, and drawings put on it with its pointer."""
+"""Pages in a real Chromium, and drawings put on that of `serve` with its pointer."""
 
 import os
 import shutil

@@ -86,6 +86,45 @@ def test_confusion_matrix_rows_are_labels() -> None:
     assert len(evaluation.worst_mistakes(1)) == 1
 
 
+def test_examples_cover_the_cells() -> None:
+    evaluation = answers()
+    rows = evaluation.examples(10, first=3, per_cell=2, most=1000)
+    assert len({row[0] for row in rows}) == len(rows)
+    for index, label, prediction, confidence in rows:
+        assert (label, prediction) == (evaluation.labels[index], evaluation.predictions[index])
+        assert confidence == pytest.approx(float(evaluation.confidences[index]), abs=1e-4)
+    cells = [(label, prediction) for _, label, prediction, _ in rows]
+    for label, row in enumerate(evaluation.confusion(10).tolist()):
+        for prediction, count in enumerate(row):
+            assert cells.count((label, prediction)) >= min(count, 2)
+    worst = [mistake.index for mistake in evaluation.worst_mistakes(3)]
+    assert [row[0] for row in rows[:3]] == worst
+    assert evaluation.examples(10, first=3, per_cell=2, most=12) == rows[:12]
+    first = [(label, prediction) for _, label, prediction, _ in rows[3:12]]
+    assert len(set(first)) == 9  # no cell has a second one while others have none
+
+
+def test_unsure_hits_are_the_examples() -> None:
+    evaluation = Evaluation(
+        labels=torch.zeros(4, dtype=torch.int64),
+        predictions=torch.zeros(4, dtype=torch.int64),
+        confidences=torch.tensor([0.9, 0.6, 0.8, 0.7]),
+        losses=torch.zeros(4),
+    )
+    rows = evaluation.examples(2, first=24, per_cell=2, most=9)
+    assert [index for index, *_ in rows] == [1, 3]
+
+
+def test_calibration_counts_by_confidence() -> None:
+    evaluation = Evaluation(
+        labels=torch.tensor([0, 0, 1, 1]),
+        predictions=torch.tensor([0, 1, 1, 1]),
+        confidences=torch.tensor([1.0, 0.55, 0.6, 0.2]),
+        losses=torch.zeros(4),
+    )
+    assert evaluation.calibration(2) == [[1, 1, 0.2], [3, 2, pytest.approx(2.15 / 3)]]
+
+
 def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]:
     path, changes = Path(run_dir, "checkpoints", "best.safetensors"), {"data": {"root": root}}
     with session("cpu", timeout_seconds=60) as world:

@@ -1,0 +1,130 @@
+"""The starts of a run, `starts.jsonl`: when each began and ended, where, and by what command.
+
+The journal holds the same bits however often a run was interrupted; this file tells of it.
+"""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dist_mnist.config import __version__
+
+LIBRARIES = ("torch", "torchvision", "hydra-core", "wandb")
+
+
+def note_start(run_dir: Path, step: int, description: str, processes: int) -> None:
+    """Add the line of a start; that it cannot be written is no reason to stop a run.
+
+    Call it before anything is written to the journal, which was the last sign of life of a start
+    that was killed.
+
+    Args:
+        run_dir: The run's directory.
+        step: The optimizer steps done before it.
+        description: What is being trained, on what, in a few lines.
+        processes: How many take part.
+    """
+    _append(
+        run_dir,
+        {
+            "event": "start",
+            "time": round(time.time(), 3),
+            "step": step,
+            "command": _command(),
+            "description": description,
+            "machine": {**_machine(), "processes": processes},
+            "versions": _versions(),
+            "journal_time": _last_sign_of_life(run_dir),
+        },
+    )
+
+
+def note_end(run_dir: Path, step: int, reason: str) -> None:
+    """Add the line of an end.
+
+    Args:
+        run_dir: The run's directory.
+        step: The optimizer steps that are saved.
+        reason: `finished`, `stopped by SIGNAL`, or the error.
+    """
+    line = {"event": "end", "time": round(time.time(), 3), "step": step, "reason": reason}
+    _append(run_dir, line)
+
+
+def read_starts(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the lines that can be read, the oldest first; none for a run without the file."""
+    try:
+        text = (run_dir / "starts.jsonl").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return list(_readable(text))
+
+
+def _readable(text: str) -> Iterator[dict[str, Any]]:
+    for row in text.splitlines():
+        with suppress(ValueError, RecursionError):  # a kill may have cut the last one off
+            line = json.loads(row)
+            if isinstance(line, dict) and isinstance(line.get("time"), float):
+                yield line
+
+
+def _append(run_dir: Path, line: dict[str, Any]) -> None:
+    with suppress(OSError), (run_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _last_sign_of_life(run_dir: Path) -> float | None:
+    """Return when the journal was last written to: a start that was killed notes no end."""
+    try:
+        return round((run_dir / "metrics.jsonl").stat().st_mtime, 3)
+    except OSError:
+        return None
+
+
+def _command() -> str:
+    """Return what started this process, by the names of its programs instead of their paths."""
+    program, *arguments = sys.orig_argv or [sys.executable]
+    return shlex.join([Path(program).name, *arguments])
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "host": platform.node(),
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": _gpu(),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+        for row in file:
+            if row.startswith("model name"):
+                return row.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _gpu() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+
+
+def _versions() -> dict[str, str]:
+    found = {"dist_mnist": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
