@@ -26,8 +26,8 @@ else:
 # Small CPU messages always go through gloo, beside the accelerator's own backend.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
 
-# On an error NCCL would leave a key in the store that survives torchrun's restarts, and tells all
-# later processes to write a report and abort. The watchdog tells more.
+# After an error NCCL leaves a key in the store, which survives torchrun's restarts. By default all
+# later processes look for it, write a report and abort. The watchdog tells more.
 NO_NCCL_REPORT = ("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
 
 # The group waits longer than the watchdog, which can name the rank that is missing.

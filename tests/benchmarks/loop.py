@@ -36,6 +36,7 @@ def _measure(model: str, world_size: int, data: str, rounds: int) -> dict[str, l
             *("--rounds", str(rounds), "--steps", str(STEPS[model]), f"model={model}"),
             *(f"trainer.global_batch_size={BATCH_SIZES[model]}", f"data.root={data}"),
             *PLAIN_TRAINING,
+            "trainer.precision=fp32",  # as the bare step
         ]
     )
     del measured["wall_seconds"]

@@ -48,7 +48,7 @@ def joined() -> tuple[list[int], list[str | None]]:
 
 
 def test_ranks_claim_their_gpus_and_set_up_libraries() -> None:
-    # The first keeps NCCL from leaving a key that ends later starts; cuBLAS reads the second once.
+    # NCCL looks for no key that an earlier start has left; cuBLAS reads the second once.
     assert run_ranks(2, joined) == [([rank], ["0", ":4096:8"]) for rank in range(2)]
 
 
