@@ -2,12 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.digit_shapes import Point
 from tests.support.strokes import Drawing
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def answer_to(page: "Page", drawing: Drawing) -> str:
     return str(page.evaluate(DRAW, {"strokes": strokes, "pen": drawing.pen}))
 
 
-def draw_by_mouse(page: "Page", strokes: Any) -> None:
+def draw_by_mouse(page: "Page", strokes: Iterable[Iterable[Point]]) -> None:
     """Draw with the browser's own mouse; points are in shares of the canvas."""
     area = page.locator("#canvas").bounding_box()
     assert area is not None
@@ -75,6 +76,14 @@ def draw_by_mouse(page: "Page", strokes: Any) -> None:
         for point in points[1:]:
             page.mouse.move(*point)
         page.mouse.up()
+
+
+def answer_by_mouse(page: "Page", drawing: Drawing) -> str:
+    """Like `answer_to`, with the browser's own mouse."""
+    page.keyboard.press("Escape")
+    page.locator(f'[name=pen][value="{drawing.pen}"]').check()
+    draw_by_mouse(page, drawing.strokes)
+    return settled_answer(page)
 
 
 def settled_answer(page: "Page") -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 if TYPE_CHECKING:
     from dist_mnist.data.digits import Digit
 
-SURE = 0.7  # a lower confidence counts as not sure
+SURE = 0.8  # most wrong answers to drawings are less confident, and few right ones
 
 
 class Reading(BaseModel):

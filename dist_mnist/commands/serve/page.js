@@ -323,6 +323,7 @@
     });
     at("numerals").replaceChildren(...numerals);
     at("numerals").classList.toggle("several", !isOne);
+    at("numerals").classList.toggle("many", digits.length > 8);
     const { label, confidence, runner_up, sure, probabilities, picture } = digits[chosen];
     at("verdict").textContent = sure ? `${percent(confidence)} sure` : "Not sure";
     const second = [...probabilities].sort((a, b) => b - a)[1];
