@@ -14,6 +14,7 @@ from dist_mnist.distributed import cpu_threads, signals
 COMMANDS = {
     "train": "train a network and test it; the default",
     "evaluate": "score a checkpoint on the test set",
+    "export": "write a checkpoint as ONNX, torch.export or safetensors",
     "report": "write report.html of a run, or of several side by side",
 }
 
