@@ -61,6 +61,7 @@ def session(path: str) -> Any:
     return pytest.importorskip("onnxruntime").InferenceSession(path)
 
 
+@pytest.mark.slow
 def test_onnx_answers_alike(export: Export, images: torch.Tensor, expected: torch.Tensor) -> None:
     pytest.importorskip("onnxscript")
     status, out, _ = export()
@@ -83,6 +84,7 @@ def test_onnx_answers_alike(export: Export, images: torch.Tensor, expected: torc
     assert out.endswith(" of the checkpoint -> model.onnx\n")
 
 
+@pytest.mark.slow
 def test_onnx_tells_what_it_is(export: Export, run_dir: Path, images: torch.Tensor) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -106,6 +108,7 @@ def logits(run_dir: Path, images: torch.Tensor) -> tuple[Classifier, torch.Tenso
         return classifier, classifier.logits(images)
 
 
+@pytest.mark.slow
 def test_onnx_without_preprocessing(export: Export, run_dir: Path, images: torch.Tensor) -> None:
     pytest.importorskip("onnxscript")
     assert export("preprocessing=false", "output=raw.onnx")[0] == 0
@@ -117,6 +120,7 @@ def test_onnx_without_preprocessing(export: Export, run_dir: Path, images: torch
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preprocessing", ["true", "false"])
 def test_torch_export_answers_alike(
     export: Export, run_dir: Path, images: torch.Tensor, preprocessing: str
