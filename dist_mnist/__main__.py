@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint on the test set",
     "predict": "read the digits in pictures: predict IMAGE... key=value ...",
     "serve": "draw a digit on a page and see what the network reads",
+    "export": "write a checkpoint as ONNX, torch.export or safetensors",
     "report": "write report.html of a run, or of several side by side",
 }
 

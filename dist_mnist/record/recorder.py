@@ -107,7 +107,7 @@ class RunRecorder(Recorder):
         """Note the end and write the report; the run is as good without it."""
         note_end(self._run_dir, self._saved_step, end)
         try:
-            write_report(self._run_dir)
+            logger.info("report: %s", write_report(self._run_dir))
         except Exception as error:
             logger.warning("the run has no report: %s", _reason(error))
 

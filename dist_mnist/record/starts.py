@@ -90,9 +90,19 @@ def _last_sign_of_life(run_dir: Path) -> float | None:
 
 
 def _command() -> str:
-    """Return what started this process, by the names of its programs instead of their paths."""
-    program, *arguments = sys.orig_argv or [sys.executable]
-    return shlex.join([Path(program).name, *arguments])
+    """Return what was typed, with the names of programs instead of their paths."""
+    words = (_torchrun_command() if "TORCHELASTIC_RUN_ID" in os.environ else []) or sys.orig_argv
+    if len(words) > 1 and Path(words[1]).is_absolute():  # an interpreter and its script
+        words = words[1:]
+    return shlex.join([Path(words[0]).name, *words[1:]])
+
+
+def _torchrun_command() -> list[str]:
+    """Return the command line of this process's parent; none where the system does not tell."""
+    with suppress(OSError):
+        text = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().rstrip(b"\0")
+        return text.decode(errors="replace").split("\0")
+    return []
 
 
 def _machine() -> dict[str, Any]:
