@@ -88,7 +88,7 @@ def pieces(
     images: torch.Tensor, labels: torch.Tensor, count: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
     """Yield `count` pieces of nearly the same size, and whether it is the last; fewer if empty."""
-    if count == 1:  # the usual case, which cutting would take a hundredth of a small step
+    if count == 1:  # the usual case, where cutting would cost a hundredth of a small step
         yield images, labels, True
         return
     count = min(count, len(labels))
