@@ -11,6 +11,8 @@ from functools import partial
 
 import torch
 
+from dist_mnist.config.errors import InputError, one_line
+
 # Libraries choose their kernels and the optimizer makes its state; with DDP, torch asks for 11.
 WARM_UP_STEPS = 11
 
@@ -63,14 +65,23 @@ def capture_on_gpu(
     """Record what a call launches on the current stream, without computing anything.
 
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+
+    Raises:
+        InputError: The call does something that a graph cannot repeat, such as reading a number.
     """
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     for group in groups:  # torch asks for it while it captures, and warns of it at any other time
         group["capturable"] = True
     graph = torch.cuda.CUDAGraph()
     # DDP's hooks and the warm-up ran on this stream too: `session` has chosen it.
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        results = compute()
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            results = compute()
+    except RuntimeError as error:
+        raise InputError(
+            f"trainer.cuda_graph=true cannot be used with this network and loss: "
+            f"{one_line(error)[:300]}; set it to auto."
+        ) from error
     for group in groups:
         group["capturable"] = False
     return graph.replay, results

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import tempfile
 import warnings
@@ -59,12 +60,14 @@ def machine(world: World) -> Found:
     }
     if on_gpu(world):
         properties = torch.cuda.get_device_properties(world.device)
-        driver = subprocess.run(QUERY, capture_output=True, text=True, check=False).stdout.strip()
+        driver = "there is no nvidia-smi"
+        if shutil.which(QUERY[0]):
+            driver = subprocess.run(QUERY, capture_output=True, text=True, check=False).stdout
         x = torch.randn(8192, 8192, device=world.device, dtype=torch.bfloat16)
         found |= {
             "gpu": properties.name,
             "multiprocessors": properties.multi_processor_count,
-            "driver, clock now and at most": driver,
+            "driver, clock now and at most": driver.strip(),
             "cudnn": torch.backends.cudnn.version(),
             "nccl": torch.cuda.nccl.version(),
             "bf16 TFLOP/s": 2 * 8192**3 / microseconds(lambda: x @ x, world, 10) / 1e6,

@@ -17,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dist_mnist.data.images import Batch, ImageTensors
 from dist_mnist.data.splits import load_splits
@@ -39,7 +40,7 @@ def gpu() -> torch.device:
 class Launches(TorchDispatchMode):
     """Notes what is launched, and what would wait for the device: copies from and to it.
 
-    A number that is read, an index of truth values and tensors on two devices raise by themselves.
+    A number that is read and an index of truth values raise by themselves.
     """
 
     def __init__(self) -> None:
@@ -49,10 +50,13 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = str(func), kwargs or {}
-        devices = {value.device.type for value in args if isinstance(value, torch.Tensor)}
-        if name.startswith("aten._to_copy") and kwargs.get("device") is not None:
+        is_copy = name.startswith(("aten._to_copy", "aten.copy_"))
+        tensors = [value for value in tree_leaves(args) if isinstance(value, torch.Tensor)]
+        # A single number on the CPU goes along with the launch; others would be copied first.
+        devices = {tensor.device.type for tensor in tensors if tensor.dim() or is_copy}
+        if is_copy and kwargs.get("device") is not None:
             devices.add(torch.device(kwargs["device"]).type)
-        if len(devices) > 1 and name.startswith(("aten._to_copy", "aten.copy_")):
+        if len(devices) > 1:
             self.waits.append(name)
         is_view = any(a.alias_info and not a.alias_info.is_write for a in func._schema.arguments)
         if not is_view and not name.startswith(WITHOUT_KERNEL):

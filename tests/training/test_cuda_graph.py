@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.data.splits import load_splits
 from dist_mnist.record.recorder import Recorder
 from dist_mnist.training import build, evaluation
@@ -126,6 +127,23 @@ def test_rates_are_read_anew(
     plain = trained(small_root, "model=mlp")
     monkeypatch.setattr(build, "keep_learning_rates_in_place", lambda *_: None)
     assert not has_same_bits(plain, trained(small_root, "model=mlp", "trainer.cuda_graph=true"))
+
+
+def test_rates_and_seeds_come_first(small_root: Path) -> None:
+    config = make_config(*RUN, f"data.root={small_root}", "model=linear")
+    state = build_training_state(config, SOLO, load_splits(config.data, config.seed))
+    compute, seen = state.compute, []
+
+    def note(*arguments: Any) -> Any:
+        seen.append((state.optimizer.param_groups[0]["lr"], torch.initial_seed()))
+        return compute(*arguments)
+
+    state.compute = note
+    fit(state, Recorder())
+    assert seen == [
+        (0.0078125 * 0.5 ** (step // 8), keyed_seed(config.seed, "step", step, 0))
+        for step in range(22)
+    ]
 
 
 def test_size_of_the_global_batch_decides() -> None:

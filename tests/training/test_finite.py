@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.splits import load_splits
 from dist_mnist.record.recorder import Recorder
 from dist_mnist.training.build import build_training_state
-from dist_mnist.training.finite import FiniteCheck
-from dist_mnist.training.loop import fit
+from dist_mnist.training.finite import FiniteCheck, NonFiniteError
+from dist_mnist.training.loop import _check_weights, fit
 from dist_mnist.training.state import TrainingState
 from tests.support.configs import SMALL_DATA, SOLO, make_config
 
@@ -72,6 +73,28 @@ def test_finite_gradients_stay_as_they_are() -> None:
     weight.grad[7] = float("inf")
     check.check()
     assert check.skipped_steps() == 1
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is read from a tensor, which a GPU would make wait."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += str(func).startswith("aten._local_scalar_dense")
+        return func(*args, **(kwargs or {}))
+
+
+def test_check_of_weights_reads_once(small_root: Path) -> None:
+    config = make_config(*SMALL_DATA, f"data.root={small_root}", "model=cnn")
+    state = build_training_state(config, SOLO, load_splits(config.data, config.seed))
+    with Reads() as reads:  # type: ignore[no-untyped-call]
+        _check_weights(state)
+    assert reads.count == 1
+    last = list(state.model.parameters())[-1]
+    last.data[-1] = float("inf")
+    with pytest.raises(NonFiniteError):
+        _check_weights(state)
 
 
 @pytest.fixture

@@ -76,14 +76,14 @@ def messages(rank: int, size: int, config: Config) -> list[Any]:
 # Overrides, the number of ranks in the world, and those that are tried.
 CASES: dict[str, tuple[str, int, Sequence[int]]] = {
     "uneven shares": ("trainer.global_batch_size=91", 8, range(8)),
-    "six without a share": ("trainer.global_batch_size=67", 8, range(8)),  # of the last 2 samples
+    "five without a share": ("trainer.global_batch_size=66", 8, range(8)),  # of the last 3 samples
     "two pieces and one": (
         "trainer.global_batch_size=91 trainer.micro_batch_size=11",
         *(8, range(8)),
     ),
     "in shards": ("trainer.global_batch_size=91 trainer.reproducible=true", 8, range(8)),
-    "64 ranks": ("trainer.global_batch_size=67", 64, (0, 2, 3, 63)),
-    "1,024 ranks": ("trainer.global_batch_size=67", 1024, (0, 66, 67, 1023)),
+    "64 ranks": ("trainer.global_batch_size=66", 64, (0, 2, 3, 63)),
+    "1,024 ranks": ("trainer.global_batch_size=66", 1024, (0, 65, 66, 1023)),
     "batch norm": (  # shares of 12 and 11; a stand-in for synchronized batch norm gathers
         "trainer.global_batch_size=91 trainer.micro_batch_size=11 trainer.sync_batch_norm=true "
         "model=cnn model.channels=[4,4,4]",
