@@ -12,7 +12,7 @@ from dist_mnist.data.flagged_ones import COUNT, MNISTWithFlaggedOnes, draw_flagg
 from dist_mnist.data.mnist import MNIST
 from dist_mnist.models.classifier import SHIPPED, find_checkpoint
 from dist_mnist.record import checkpoint
-from tests.ship import without_training
+from tests.ship import best_temperature, with_temperature, without_training
 
 
 def test_it_is_small_and_good(mnist_root: Path) -> None:
@@ -32,6 +32,22 @@ def test_it_keeps_what_it_needs_to_answer() -> None:
     whole["config"] = {**content["config"], "run_dir": "runs/x"}
     assert without_training(whole).keys() == content.keys()
     assert without_training(whole)["config"] == content["config"]
+
+
+def test_temperature_changes_confidence_and_no_answer() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(0, 10, (2000,))
+    logits = torch.randn(2000, 10)
+    logits[torch.arange(2000), labels] += 3
+    # An honest network, of which another one is half as sure as it could be.
+    sure = best_temperature(logits, labels)
+    assert best_temperature(logits / 2, labels) == pytest.approx(sure / 2, abs=0.011)
+    content = checkpoint.load(SHIPPED)
+    weight, bias = list(content["model"])[-2:]
+    assert (content["model"][weight].shape, content["model"][bias].shape) == ((10, 576), (10,))
+    scaled = with_temperature(content, 0.5)["model"]
+    assert torch.equal(scaled[weight], content["model"][weight] * 2)
+    assert torch.equal(scaled[bias], content["model"][bias] * 2)
 
 
 def test_latest_is_the_run_that_was_saved_last(
