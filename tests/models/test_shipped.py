@@ -39,9 +39,8 @@ def test_temperature_changes_confidence_and_no_answer() -> None:
     labels = torch.randint(0, 10, (2000,))
     logits = torch.randn(2000, 10)
     logits[torch.arange(2000), labels] += 3
-    # An honest network, of which another one is half as sure as it could be.
-    sure = best_temperature(logits, labels)
-    assert best_temperature(logits / 2, labels) == pytest.approx(sure / 2, abs=0.011)
+    temperature = best_temperature(logits * 2, labels)
+    assert best_temperature(logits, labels) == pytest.approx(temperature / 2, abs=0.011)
     content = checkpoint.load(SHIPPED)
     weight, bias = list(content["model"])[-2:]
     assert (content["model"][weight].shape, content["model"][bias].shape) == ((10, 576), (10,))
