@@ -192,3 +192,15 @@ def test_neighbors_stay_out_of_a_digit() -> None:
     assert one.box == (100, 60, 112, 160)
     assert int((one.image > 0).sum(dim=1).max()) <= 4
     assert seven.box == (106, 40, 200, 160)
+
+
+@pytest.mark.parametrize("edges", [(120, 0, 0, 0), (120, 100, 0, 0), (120, 90, 100, 80)])
+def test_a_sheet_on_a_dark_table(edges: tuple[int, int, int, int]) -> None:
+    left, top, right, bottom = edges
+    sheet = read_picture(take_photo(write_number("58", 42, (700, 400)), SCENES["paper"], 2))
+    table = Image.new("RGB", (sheet.width + left + right, sheet.height + top + bottom), "#462d1e")
+    table.paste(sheet, (left, top))
+    five, eight = find_digits(table)
+    assert read([five, eight]) == "58"
+    assert left < five.box[0] < five.box[2] < eight.box[0] < eight.box[2] < left + sheet.width
+    assert top < eight.box[1] < eight.box[3] < top + sheet.height
