@@ -3,13 +3,12 @@
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from pydantic import BaseModel, Field
 
-if TYPE_CHECKING:
-    from dist_mnist.data.digits import Digit
+from dist_mnist.data.digits import Digit
 
 SURE = 0.8  # most wrong answers to drawings are less confident, and few right ones
 
@@ -57,7 +56,7 @@ class Problem(BaseModel):
 
 
 def to_answer(
-    digits: "Sequence[Digit]", probabilities: torch.Tensor, classes: Sequence[str]
+    digits: Sequence[Digit], probabilities: torch.Tensor, classes: Sequence[str]
 ) -> Answer:
     """Return what the API answers.
 
@@ -72,7 +71,7 @@ def to_answer(
     return Answer(**first.model_dump(), more=more)
 
 
-def _to_reading(digit: "Digit", row: torch.Tensor, classes: Sequence[str]) -> Reading:
+def _to_reading(digit: Digit, row: torch.Tensor, classes: Sequence[str]) -> Reading:
     (confidence, _), (best, second) = (part.tolist() for part in row.topk(2))
     return Reading(
         label=classes[best],
@@ -86,8 +85,6 @@ def _to_reading(digit: "Digit", row: torch.Tensor, classes: Sequence[str]) -> Re
 
 
 def _png(image: torch.Tensor) -> str:
-    from PIL import Image
-
     stream = io.BytesIO()
     Image.fromarray(image.numpy()).save(stream, "PNG")
     return base64.b64encode(stream.getvalue()).decode()
