@@ -14,6 +14,7 @@ from dist_mnist.distributed import cpu_threads, signals
 COMMANDS = {
     "train": "train a network and test it; the default",
     "evaluate": "score a checkpoint on the test set",
+    "predict": "read the digits in pictures: predict IMAGE... key=value ...",
     "serve": "draw a digit on a page and see what the network reads",
 }
 

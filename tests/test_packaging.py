@@ -32,6 +32,7 @@ def test_the_wheel_holds_conf_and_mnist_and_nothing_else(wheel: Path) -> None:
     assert conf <= inside
     assert len([name for name in inside if name.endswith("-ubyte.gz")]) == 4
     assert {f"commands/serve/{name}" for name in ("page.html", "page.css", "page.js")} <= inside
+    assert "models/shipped.safetensors" in inside
     assert {name.split("/")[0] for name in names} == {"dist_mnist", "dist_mnist-0.1.0.dist-info"}
 
 

@@ -37,8 +37,8 @@ FAILED = 1
 PATIENCE_SECONDS = 2.0  # more than torchrun needs to end the other ranks after one has failed
 
 
-class _FailedJobError(Exception):
-    """A job of a sweep has failed, which was reported when it happened."""
+class ReportedError(Exception):
+    """A task, or a job of a sweep, has failed, which was reported when it happened."""
 
 
 def command(name: str, schema: type, task: Callable[[Any], float | None]) -> None:
@@ -66,9 +66,10 @@ def command(name: str, schema: type, task: Callable[[Any], float | None]) -> Non
         try:
             return run_task(composed)
         except Exception as error:  # the next job may be better
-            _report(error)
+            if not isinstance(error, ReportedError):
+                _report(error)
             signals.accept()
-            raise _FailedJobError from error
+            raise ReportedError from error
 
     decorate = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
     _reporting_errors(decorate(run_job))()
@@ -82,7 +83,7 @@ def _reporting_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any) -> Any:
         try:
             return function(*args)
-        except _FailedJobError:
+        except ReportedError:
             _end(FAILED)
         except KeyboardInterrupt:  # if signal handlers were not installed
             _end(signals.INTERRUPTED)

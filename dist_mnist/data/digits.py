@@ -18,6 +18,8 @@ EDGE = 0.2  # of full ink: where a stroke ends
 SPECK_SIDE, SPECK_INK = 0.15, 0.02
 LEAST_HEIGHT = 0.4
 FRAME_SHARE = 0.25  # of the edges of the picture
+SHEET_SHARE, SHEET_FILLED = 0.15, 0.85  # of the picture; of its own box
+SHEET_WIDTH, SHEET_MARGIN = 0.35, 0.03  # times the height; of the shorter side
 LINE_WIDTH = 3.0  # times the height
 MOST_PARTS = 60  # the largest ones
 LEAST_PIXELS, LEAST_SIDE = 6, 0.025
@@ -78,6 +80,9 @@ def find_digits(picture: Image.Image) -> list[Digit]:
     ink, shrink = find_ink(picture)
     labels, count = label_components(ink > EDGE)
     pieces = _without_frames(_parts(labels, count, ink), labels)
+    sheet = _sheet(pieces, labels)
+    if sheet is not None:
+        return _inside(picture, _enlarged(sheet, shrink, picture.size))
     parts = _without_lines(_join(_without_specks(pieces, max(ink.shape))))
     tallest = max((part.height for part in parts), default=0)
     digits = _in_reading_order([part for part in parts if part.height >= LEAST_HEIGHT * tallest])
@@ -104,6 +109,29 @@ def _parts(labels: NDArray[np.int64], count: int, ink: NDArray[np.float32]) -> l
     return [
         _Part((lefts[i], tops[i], rights[i], bottoms[i]), float(amounts[i]), (i + 1,))
         for i in range(count)
+    ]
+
+
+def _sheet(parts: list[_Part], labels: NDArray[np.int64]) -> Box | None:
+    """Return the box of what is a sheet of paper on a table, rather than ink, if there is one."""
+    for part in parts:
+        left, top, right, bottom = part.box
+        inside = labels[top:bottom, left:right]
+        is_large = inside.size >= SHEET_SHARE * labels.size
+        is_wide = part.width >= SHEET_WIDTH * part.height
+        if is_large and is_wide and (inside == part.labels[0]).mean() >= SHEET_FILLED:
+            return part.box
+    return None
+
+
+def _inside(picture: Image.Image, box: Box) -> list[Digit]:
+    """Return the digits inside a box, without its edge."""
+    margin = math.ceil(SHEET_MARGIN * min(box[2] - box[0], box[3] - box[1]))
+    left, top = box[0] + margin, box[1] + margin
+    digits = find_digits(picture.crop((left, top, box[2] - margin, box[3] - margin)))
+    return [
+        Digit(image, (x0 + left, y0 + top, x1 + left, y1 + top))
+        for image, (x0, y0, x1, y1) in digits
     ]
 
 

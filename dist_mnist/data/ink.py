@@ -123,9 +123,8 @@ def _along_ink(difference: Array, rough: bool) -> Array:
     flat = difference.reshape(-1, 3)
     _, directions = np.linalg.eigh(flat.T @ flat)
     signal: Array = (flat @ directions[:, -1]).reshape(difference.shape[:2])
-    if rough:
+    if rough or _has_wide_edge(signal) or _has_wide_edge(-signal):
         return max((_narrow(signal), _narrow(-signal)), key=lambda hats: hats[1])[0]
-    signal = signal - _from_edge(signal) + _from_edge(-signal)
     # Paper lies on both sides of 0 alike, ink on one.
     return signal if _third_moment(signal) > 0 else -signal
 
@@ -137,10 +136,12 @@ def _third_moment(signal: Array) -> float:
 def _narrow(signal: Array) -> tuple[Array, float]:
     """Return what is above its surroundings and no wider than a stroke, and how much that is.
 
-    Between the strokes of a digit paper is narrow, too. But ink is narrower.
+    Between strokes and edges paper is narrow, too. But ink is narrower, so what is narrow counts
+    for more.
     """
     hats = [signal - _wide(signal, width) for width in STROKES]
-    return hats[-1], sum(_third_moment(hat.clip(0)) for hat in hats)
+    moments = [_third_moment(hat.clip(0)) for hat in hats]
+    return hats[-1], sum(one / width**2 for one, width in zip(moments, STROKES, strict=True))
 
 
 def _wide(signal: Array, width: float) -> Array:
@@ -163,13 +164,11 @@ def _wide(signal: Array, width: float) -> Array:
     return np.asarray(Image.fromarray(wide).resize((across, height)), dtype=np.float32)
 
 
-def _from_edge(signal: Array) -> Array:
-    """Return what is above 0 and too wide for a stroke, if it comes in from the edges; or zeros."""
+def _has_wide_edge(signal: Array) -> bool:
+    """Return whether what is above 0 and too wide for a stroke comes in from the edges."""
     ring = _ring(signal.shape[1], signal.shape[0])
-    if not _is_seen(signal.ravel()[ring]):  # so neither is what is wide in it
-        return np.zeros_like(signal)
-    wide = _wide(signal, WIDE)
-    return wide.clip(0) if _is_seen(wide.ravel()[ring]) else np.zeros_like(signal)
+    # Where nothing is seen, nothing wide is, and that is told sooner.
+    return _is_seen(signal.ravel()[ring]) and _is_seen(_wide(signal, WIDE).ravel()[ring])
 
 
 def _is_seen(edge: Array) -> bool:

@@ -30,7 +30,7 @@ def read_picture(source: bytes | Path) -> Image.Image:
         InputError: It cannot be read, is not a picture in one of the `FORMATS`, is damaged, or has
             more than `MOST_PIXELS`.
     """
-    name = str(source) if isinstance(source, Path) else "the picture"
+    name = str(source) if isinstance(source, Path) else "the file"
     content = _read(source) if isinstance(source, Path) else source
     try:
         with warnings.catch_warnings():
@@ -59,6 +59,8 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder without pictures.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
 

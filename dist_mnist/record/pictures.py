@@ -157,6 +157,31 @@ def draw_confusion(run_dir: Path, confusion: torch.Tensor, classes: Sequence[str
 
 
 @_own_settings()
+def draw_calibration(run_dir: Path, bins: Sequence[tuple[float, float, int]], error: float) -> Path:
+    """Draw how often predictions are right, against how confident they are; return the PNG's path.
+
+    Args:
+        run_dir: The run's directory.
+        bins: Of confidence: the mean of it, the fraction of predictions that is right, and their
+            number.
+        error: The expected calibration error.
+    """
+    figure = _figure(4.8, 4.4)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    axes.plot((0, 1), (0, 1), "--", color="gray", linewidth=1)
+    sure, right, counts = zip(*(one for one in bins if one[2]), strict=True)
+    axes.plot(sure, right, "-", color=VALIDATION_COLOR, linewidth=1)
+    # A bin of one prediction can still be seen.
+    sizes = [20 + 180 * count / max(counts) for count in counts]
+    axes.scatter(sure, right, s=sizes, color=VALIDATION_COLOR)
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="fraction right")
+    axes.set_title(f"test set: expected calibration error {error:.4f}")
+    axes.grid(alpha=0.3)
+    return _save(figure, run_dir, "calibration")
+
+
+@_own_settings()
 def draw_mistakes(
     run_dir: Path, mistakes: Sequence[Mistake], images: torch.Tensor, classes: Sequence[str]
 ) -> Path:

@@ -146,8 +146,29 @@ def score(state: TrainingState, dataset: ImageTensors) -> Evaluation:
     return evaluate(state.classifier, state.loss, dataset, state.world, batch_size)
 
 
-def evaluate_checkpoint(path: Path, changes: Mapping[str, Any], world: World) -> Evaluation:
-    """Score a checkpoint on the test set of its data; every rank must call it.
+@dataclass(frozen=True)
+class Trial:
+    """A checkpoint, ready to be scored on the test set of its data.
+
+    Attributes:
+        classifier: With its network on the device of this process.
+        loss: The one it was trained with; returns one value per sample.
+        test: The test set, on the same device.
+        batch_size: The samples of one forward pass.
+    """
+
+    classifier: Classifier
+    loss: nn.Module
+    test: ImageTensors
+    batch_size: int
+
+    def evaluate(self, world: World) -> Evaluation:
+        """Score the network; every rank must call it."""
+        return evaluate(self.classifier, self.loss, self.test, world, self.batch_size)
+
+
+def load_trial(path: Path, changes: Mapping[str, Any], world: World) -> Trial:
+    """Load a checkpoint and the test set of its data; every rank must call it.
 
     Args:
         path: The checkpoint file.
@@ -163,5 +184,9 @@ def evaluate_checkpoint(path: Path, changes: Mapping[str, Any], world: World) ->
     classifier = classifier_from_checkpoint(content, config, world.device)
     test, _ = load_part(config.data, train=False, trusted_modules=config.trusted_modules)
     loss = build_loss(config).to(world.device)
-    batch_size = config.trainer.evaluation_batch_size
-    return evaluate(classifier, loss, test.to(world.device), world, batch_size)
+    return Trial(classifier, loss, test.to(world.device), config.trainer.evaluation_batch_size)
+
+
+def evaluate_checkpoint(path: Path, changes: Mapping[str, Any], world: World) -> Evaluation:
+    """Score a checkpoint on the test set of its data; as `load_trial`."""
+    return load_trial(path, changes, world).evaluate(world)

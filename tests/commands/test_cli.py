@@ -160,13 +160,12 @@ def test_evaluate_names_a_checkpoint_that_cannot_be_used(
     Path("file.pt").write_bytes(b"nothing of ours")
     Path("empty").mkdir()
     for checkpoint, message in (
-        ("", "checkpoint is missing: set it to a run directory"),
+        ("latest", f"there is no run under {tmp_path / 'outputs'}: train one"),
         ("nowhere", "nowhere does not exist: give a run directory"),
         ("file.pt", "file.pt is damaged or not a checkpoint"),
         ("empty", "empty holds no checkpoint: best and last.safetensors are missing"),
     ):
-        arguments = [f"checkpoint={checkpoint}"] if checkpoint else []
-        status, out, err = call(monkeypatch, capsys, "evaluate", *arguments)
+        status, out, err = call(monkeypatch, capsys, "evaluate", f"checkpoint={checkpoint}")
         assert (status, out) == (1, "")
         assert err.startswith(f"error: {message}")
         assert err.count("\n") == 1

@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from dist_mnist.config.schema import AugmentationConfig
-from dist_mnist.data.augmentation import NUMBERS_PER_IMAGE, augment, rotate_and_scale
+from dist_mnist.data.augmentation import (
+    NUMBERS_PER_IMAGE,
+    augment,
+    change_stroke_width,
+    rotate_and_scale,
+)
 
 
 def some_images(count: int = 50) -> torch.Tensor:
@@ -74,7 +79,29 @@ def test_turning_by_nothing_changes_nothing_and_by_a_right_angle_all() -> None:
     assert torch.equal(turned, images.rot90(1, (2, 3)))
 
 
-@pytest.mark.parametrize("config", [(2, 0.0, 0.0), (1, 10.0, 0.1)])
+def test_a_slant_moves_rows_and_leaves_the_middle() -> None:
+    images = torch.zeros(1, 1, 29, 29, dtype=torch.uint8)
+    images[:, :, 4:25, 14] = 200
+    zero, size = torch.zeros(1), torch.ones(1)
+    leaning = rotate_and_scale(images, zero, size, torch.tensor([45.0]))[0, 0]
+    assert leaning.argmax(dim=1)[4:25].tolist() == list(range(24, 3, -1))  # to the right at the top
+    assert int(leaning[14, 14]) == 200
+
+
+def test_strokes_get_thicker_and_thinner() -> None:
+    images = torch.zeros(5, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 4:24, 12:15] = 200
+    changed = change_stroke_width(images, torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]))[:, 0, 14]
+    assert changed[:, 10:17].tolist() == [
+        [0, 0, 0, 200, 0, 0, 0],
+        [0, 0, 100, 200, 100, 0, 0],
+        [0, 0, 200, 200, 200, 0, 0],
+        [0, 100, 200, 200, 200, 100, 0],
+        [0, 200, 200, 200, 200, 200, 0],
+    ]
+
+
+@pytest.mark.parametrize("config", [(2, 0.0, 0.0), (1, 10.0, 0.1), (1, 10.0, 0.1, 12.0, 0.5)])
 def test_what_happens_to_an_image_does_not_depend_on_its_company(
     config: tuple[int, float, float],
 ) -> None:

@@ -1,0 +1,151 @@
+"""What a score is made of: class by class, and whether the network knows how sure it can be."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dist_mnist.training.evaluation import Evaluation
+
+BINS = 15
+MOST_MISTAKES, LISTED_MISTAKES = 24, 5
+MOST_COLUMNS = 12  # more classes than that are not written beside each other
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How well one class is told from the others.
+
+    Attributes:
+        precision: The fraction of the predictions of this class that are right; None if there are
+            none.
+        recall: The fraction of its samples that are found; None if there are none.
+        support: The number of its samples.
+    """
+
+    precision: float | None
+    recall: float | None
+    support: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether predictions of a confidence are right as often as that, in bins of equal width.
+
+    Attributes:
+        counts: Predictions in each bin, int64 of shape (bins,).
+        confidences: Their mean confidence, float64 of shape (bins,); 0 in an empty bin.
+        accuracies: The fraction of them that is right, likewise.
+    """
+
+    counts: torch.Tensor
+    confidences: torch.Tensor
+    accuracies: torch.Tensor
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean gap between the two, weighted by count.
+
+        Guo, Pleiss, Sun, Weinberger 2017, https://arxiv.org/abs/1706.04599, section 2.
+        """
+        gaps = (self.accuracies - self.confidences).abs()
+        return float((gaps * self.counts).sum() / self.counts.sum())
+
+
+def class_scores(confusion: torch.Tensor) -> list[ClassScore]:
+    """Return the score of each class.
+
+    Args:
+        confusion: Counts, int64 of shape (classes, classes), a row for each label.
+    """
+    found, predicted, support = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+    return [
+        ClassScore(
+            precision=right / claimed if claimed else None,
+            recall=right / count if count else None,
+            support=count,
+        )
+        for right, claimed, count in zip(
+            found.tolist(), predicted.tolist(), support.tolist(), strict=True
+        )
+    ]
+
+
+def calibration(evaluation: Evaluation, bins: int = BINS) -> Calibration:
+    """Return how often predictions are right, by their confidence.
+
+    Args:
+        evaluation: Whose predictions.
+        bins: How many, of equal width from 0 to 1; a confidence on an edge is in the lower one.
+    """
+    confidences = evaluation.confidences.double()
+    right = (evaluation.predictions == evaluation.labels).double()
+    places = ((confidences * bins).ceil().long() - 1).clamp(0, bins - 1)
+    counts = torch.bincount(places, minlength=bins)
+    means = [
+        torch.bincount(places, weights=values, minlength=bins) / counts.clamp(min=1)
+        for values in (confidences, right)
+    ]
+    return Calibration(counts, *means)
+
+
+def score_lines(evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
+    """Return what a person reads about a score: each class, calibration and the worst mistakes.
+
+    Args:
+        evaluation: The predictions.
+        classes: The names of the classes, in the order of the labels.
+    """
+    confusion = evaluation.confusion(len(classes))
+    width = max(5, *(len(name) for name in classes))
+    columns = classes if len(classes) <= MOST_COLUMNS else ()
+    head = "".join(f"{name[:6]:>7}" for name in columns)
+    head = f"  | taken for{head}" if columns else ""
+    lines = [f"{'label':<{width}}  precision    recall  support{head}"]
+    for name, one, row in zip(classes, class_scores(confusion), confusion.tolist(), strict=True):
+        cells = f"  |{'':10}" + "".join(f"{count:>7}" for count in row) if columns else ""
+        scores = f"{_percent(one.precision)}{_percent(one.recall)}{one.support:>9,}"
+        lines.append(f"{name:<{width}}  {scores}{cells}")
+    known = calibration(evaluation)
+    lines.append(
+        f"calibration error {known.error:.4f}: {100 * float(evaluation.confidences.mean()):.2f} % "
+        f"sure on average, {100 * evaluation.accuracy:.2f} % right"
+    )
+    worst = [
+        f"image {one.index}: {classes[one.label]} taken for {classes[one.prediction]}, "
+        f"{100 * one.confidence:.0f} % sure"
+        for one in evaluation.worst_mistakes(LISTED_MISTAKES)
+    ]
+    return lines + (["worst mistakes: " + "; ".join(worst)] if worst else [])
+
+
+def _percent(value: float | None) -> str:
+    return f"{'-':>10}" if value is None else f"{100 * value:>8.2f} %"
+
+
+def comparison(names: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return several scores side by side, a line each."""
+    lines = ["  accuracy      loss  calibration error"]
+    for name, one in zip(names, evaluations, strict=True):
+        error = calibration(one).error
+        lines.append(f"{_percent(one.accuracy)}{one.loss:>10.4f}{error:>19.4f}  {name}")
+    return lines
+
+
+def score_values(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+    """Return everything about a score as plain values, for JSON."""
+    confusion = evaluation.confusion(len(classes))
+    scores = class_scores(confusion)
+    return {
+        "accuracy": evaluation.accuracy,
+        "correct": evaluation.correct,
+        "count": evaluation.count,
+        "loss": evaluation.loss,
+        "calibration_error": calibration(evaluation).error,
+        "classes": [
+            {"name": name, **asdict(one)} for name, one in zip(classes, scores, strict=True)
+        ],
+        "confusion": confusion.tolist(),
+        "mistakes": [asdict(mistake) for mistake in evaluation.worst_mistakes(MOST_MISTAKES)],
+    }
