@@ -28,9 +28,9 @@ class Reading(BaseModel):
 
 
 class Answer(Reading):
-    """The leftmost digit in a picture, and those to its right."""
+    """The first digit in a picture, and those after it, as one reads."""
 
-    more: list[Reading] = Field(description="the digits to the right of it, if there are any")
+    more: list[Reading] = Field(description="the digits after it, if there are any")
 
 
 class Model(BaseModel):
@@ -61,7 +61,7 @@ def to_answer(
     """Return what the API answers.
 
     Args:
-        digits: At least one, from left to right.
+        digits: At least one, in the order of reading.
         probabilities: float32 (digits, classes).
         classes: Their names.
     """

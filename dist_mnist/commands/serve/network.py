@@ -63,7 +63,7 @@ def load_network(checkpoint: str | None, trusted_modules: Sequence[str]) -> Netw
 
 
 def find(content: bytes) -> list[Digit]:
-    """Return the digits in an uploaded picture, from left to right; at least one.
+    """Return the digits in an uploaded picture, in the order of reading; at least one.
 
     Raises:
         InputError: It is no picture, has no digit, or more than `MOST_DIGITS`.
