@@ -117,7 +117,7 @@ def _sheet(parts: list[_Part], labels: NDArray[np.int64]) -> Box | None:
     for part in parts:
         left, top, right, bottom = part.box
         inside = labels[top:bottom, left:right]
-        is_large = inside.size >= SHEET_SHARE * labels.size
+        is_large = inside.size >= SHEET_SHARE * labels.size and min(inside.shape) > LEAST_PIXELS
         is_wide = part.width >= SHEET_WIDTH * part.height
         if is_large and is_wide and (inside == part.labels[0]).mean() >= SHEET_FILLED:
             return part.box

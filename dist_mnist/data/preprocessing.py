@@ -52,7 +52,10 @@ def _square_around(ink: Array, box: Box) -> Array:
     height, width = bottom - top, right - left
     side = max(height, width, SMALLEST_BOX)
     square = np.zeros((side, side), dtype=np.float32)
-    down, across = (side - height) // 2, (side - width) // 2
+    # The shorter side begins where one of the 20 pixels does, so that a digit of MNIST that was
+    # enlarged falls into the pixels that it came from.
+    pixel = side / INNER_SIDE
+    down, across = (round((side - one) / 2 // pixel * pixel) for one in (height, width))
     square[down : down + height, across : across + width] = ink[top:bottom, left:right]
     while len(square) < INNER_SIDE:
         square = square.repeat(2, axis=0).repeat(2, axis=1)

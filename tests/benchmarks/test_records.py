@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import (
+    freehand,
     loop,
     peers,
     projection,
     reproducible,
     scaling,
+    serving,
     startup,
     time_to_accuracy,
     tuning,
@@ -30,6 +32,8 @@ SUMMARIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling": scaling.summary,
     "tuning": lambda results: "\n".join(map(tuning._summary, results.values())),
     "reproducible": reproducible.summary,
+    "freehand": freehand.summary,
+    "serving": serving.summary,
 }
 
 

@@ -46,10 +46,10 @@ def moved_in_color(picture: Image.Image) -> Image.Image:
 
 WAYS = {
     # the way, and by how much of 255 a pixel may change on average
-    gray: 3.0,
-    inverted: 3.5,
-    enlarged: 8.0,
-    moved_in_color: 9.0,
+    gray: 1.5,
+    inverted: 2.0,
+    enlarged: 7.0,
+    moved_in_color: 7.0,
 }
 
 

@@ -3,13 +3,12 @@
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from pydantic import BaseModel, Field
 
-if TYPE_CHECKING:
-    from dist_mnist.data.digits import Digit
+from dist_mnist.data.digits import Digit
 
 SURE = 0.8  # most wrong answers to drawings are less confident, and few right ones
 
@@ -29,9 +28,9 @@ class Reading(BaseModel):
 
 
 class Answer(Reading):
-    """The leftmost digit in a picture, and those to its right."""
+    """The first digit in a picture, and those after it, as one reads."""
 
-    more: list[Reading] = Field(description="the digits to the right of it, if there are any")
+    more: list[Reading] = Field(description="the digits after it, if there are any")
 
 
 class Model(BaseModel):
@@ -57,12 +56,12 @@ class Problem(BaseModel):
 
 
 def to_answer(
-    digits: "Sequence[Digit]", probabilities: torch.Tensor, classes: Sequence[str]
+    digits: Sequence[Digit], probabilities: torch.Tensor, classes: Sequence[str]
 ) -> Answer:
     """Return what the API answers.
 
     Args:
-        digits: At least one, from left to right.
+        digits: At least one, in the order of reading.
         probabilities: float32 (digits, classes).
         classes: Their names.
     """
@@ -72,7 +71,7 @@ def to_answer(
     return Answer(**first.model_dump(), more=more)
 
 
-def _to_reading(digit: "Digit", row: torch.Tensor, classes: Sequence[str]) -> Reading:
+def _to_reading(digit: Digit, row: torch.Tensor, classes: Sequence[str]) -> Reading:
     (confidence, _), (best, second) = (part.tolist() for part in row.topk(2))
     return Reading(
         label=classes[best],
@@ -86,8 +85,6 @@ def _to_reading(digit: "Digit", row: torch.Tensor, classes: Sequence[str]) -> Re
 
 
 def _png(image: torch.Tensor) -> str:
-    from PIL import Image
-
     stream = io.BytesIO()
     Image.fromarray(image.numpy()).save(stream, "PNG")
     return base64.b64encode(stream.getvalue()).decode()

@@ -112,7 +112,7 @@ def _add_prediction(
         },
     )
     async def predict(request: Request) -> Answer:
-        """Read the digits in a picture: the leftmost one, and in `more` those to its right."""
+        """Read the digits in a picture: the first one, and in `more` those after it."""
         content = await read_upload(request)
         try:
             loop = asyncio.get_running_loop()

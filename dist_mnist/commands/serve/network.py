@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,9 +10,7 @@ from dist_mnist.commands.serve.answers import SURE, Model
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.digits import Digit, find_digits
 from dist_mnist.data.pictures import read_picture
-
-if TYPE_CHECKING:
-    from dist_mnist.models.classifier import Classifier
+from dist_mnist.models.classifier import Classifier, find_checkpoint, load_classifier
 
 MOST_DIGITS = 100  # in one picture
 
@@ -27,7 +24,7 @@ class Network:
         checkpoint: Its file, or None for the one in the package.
     """
 
-    classifier: "Classifier"
+    classifier: Classifier
     checkpoint: Path | None
 
     def describe(self) -> Model:
@@ -52,8 +49,6 @@ def load_network(checkpoint: str | None, trusted_modules: Sequence[str]) -> Netw
     Raises:
         InputError: It cannot be used, or does not read images of 28 x 28 gray pixels.
     """
-    from dist_mnist.models.classifier import find_checkpoint, load_classifier
-
     path = find_checkpoint(checkpoint)
     classifier = load_classifier(path, trusted_modules=trusted_modules)
     torch.set_num_threads(1)  # for a few small images, more threads cost more than they bring
@@ -64,11 +59,11 @@ def load_network(checkpoint: str | None, trusted_modules: Sequence[str]) -> Netw
             f"checkpoint={checkpoint} cannot read digits: its network does not take images of "
             f"28 x 28 gray pixels."
         ) from error
-    return Network(classifier, path if checkpoint else None)
+    return Network(classifier, None if checkpoint is None else path)
 
 
 def find(content: bytes) -> list[Digit]:
-    """Return the digits in an uploaded picture, from left to right; at least one.
+    """Return the digits in an uploaded picture, in the order of reading; at least one.
 
     Raises:
         InputError: It is no picture, has no digit, or more than `MOST_DIGITS`.

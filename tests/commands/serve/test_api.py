@@ -7,6 +7,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 
 import pytest
 from PIL import Image
@@ -83,6 +85,17 @@ def test_a_size_that_is_not_declared_is_counted(server: Server) -> None:
 def test_a_large_form_is_refused(server: Server) -> None:
     body, kind = form(b"\0" * 11 * MEGABYTE)
     assert request(server, "POST", "/predict", body, content_type=kind).status == 413
+
+
+@pytest.mark.slow
+def test_who_sends_too_slowly_is_given_up(server: Server) -> None:
+    with closing(HTTPConnection(server.address, timeout=60)) as connection:
+        connection.putrequest("POST", "/predict")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"the beginning")
+        answer = connection.getresponse()
+        assert answer.status == 408
+        assert b"the picture took over 20 s to come." in answer.read()
 
 
 @pytest.mark.parametrize(

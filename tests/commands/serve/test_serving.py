@@ -59,6 +59,8 @@ def test_a_port_in_use_is_named(
         ("host=192.0.2.1", "host=192.0.2.1 is not an address of this machine"),
         ("host=no.such.host.invalid", "host=no.such.host.invalid is not an address"),
         ("checkpoint=nowhere", "nowhere does not exist: give a run directory or a checkpoint"),
+        ("checkpoint=latest", "there is no run under"),
+        ("checkpoint=''", "checkpoint is missing: set it to a run directory"),
         ("chekpoint=x", "Key 'chekpoint'"),
     ],
 )
