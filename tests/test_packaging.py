@@ -30,6 +30,8 @@ def test_the_wheel_holds_conf_and_mnist_and_nothing_else(wheel: Path) -> None:
         f"conf/{path.relative_to(CHECKOUT / 'conf')}" for path in CHECKOUT.glob("conf/**/*.yaml")
     }
     assert conf <= inside
+    report = (CHECKOUT / "dist_mnist" / "record" / "report").iterdir()
+    assert {f"record/report/{path.name}" for path in report} <= inside
     assert len([name for name in inside if name.endswith("-ubyte.gz")]) == 4
     assert {name.split("/")[0] for name in names} == {"dist_mnist", "dist_mnist-0.1.0.dist-info"}
 
