@@ -43,15 +43,24 @@ def _quoted(value: str) -> str:
 def gather_words(key: str, arguments: Sequence[str]) -> list[str]:
     """Return arguments with those that are no overrides, such as paths, as the value of a key.
 
-    With the key `runs`, `a b output=c` becomes `output=c runs=["a","b"]`.
+    With the key `runs`, `a b output=c` becomes `output=c runs=["a","b"]`. A `-` alone and whatever
+    exists as a file are words, too.
     """
     words: list[str] = []
     others: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        is_option = argument.startswith("-") or before in OPTIONS_WITH_VALUE
-        is_word = not is_option and not re.match(f"{KEY}=", argument, re.ASCII)
+        is_option = argument.startswith("-") and argument != "-"
+        is_override = re.match(f"{KEY}=", argument, re.ASCII) and not _exists(argument)
+        is_word = not is_option and not is_override and before not in OPTIONS_WITH_VALUE
         (words if is_word else others).append(argument)
     return [*others, f"{key}=[{','.join(map(_quoted, words))}]"] if words else others
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a path
+        return False
 
 
 def in_home(path: str) -> str:

@@ -11,9 +11,11 @@ import torch
 from dist_mnist.data.splits import load_part
 from dist_mnist.models.classifier import Classifier, load_classifier
 from dist_mnist.models.networks import ConvNet
-from tests.commands.test_cli import call
+from tests.support.command_line import call
 from tests.support.configs import SOLO, make_config
 from tests.support.processes import python
+
+SHORT = ("data.validation_size=0", "trainer.max_steps=8", "trainer.device=cpu")
 
 Export = Callable[..., tuple[int, str, str]]
 
@@ -24,8 +26,7 @@ def run_dir(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dist_mnist.training.run import run
 
     folder = tmp_path_factory.mktemp("exported") / "run"
-    overrides = (f"data.root={mnist_root}", f"run_dir={folder}", "trainer.max_steps=20")
-    run(make_config(*overrides, "trainer.device=cpu"), SOLO)
+    run(make_config(*SHORT, f"data.root={mnist_root}", f"run_dir={folder}"), SOLO)
     return folder
 
 

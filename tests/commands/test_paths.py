@@ -10,7 +10,7 @@ from dist_mnist.config.compose import compose_config
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.overrides import to_copy
 from dist_mnist.record import checkpoint
-from tests.commands.test_cli import call
+from tests.support.command_line import call
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dist_mnist.record.report_page import read_run, render
-from tests.commands.test_cli import call
 from tests.support.browser import chromium
+from tests.support.command_line import call
 from tests.support.reports import data_of, make_run
 
 if TYPE_CHECKING:

@@ -67,6 +67,7 @@ def tracked(run_dir: Path, chosen: Logger, lines: Sequence[Line]) -> None:
 
 
 def test_second_start_replaces_the_events(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     lines = [{"kind": "step", "epoch": 1, "step": step, "train/loss": step} for step in range(9)]
     tracked(tmp_path, Logger.tensorboard, lines[:6])
     watching = accumulator(tmp_path)
@@ -78,6 +79,7 @@ def test_second_start_replaces_the_events(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_run_becomes_one_series(small_root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     overrides = [*OVERRIDES, f"data.root={small_root}", f"run_dir={tmp_path}"]
     kill_in_training(tmp_path, [*overrides, "trainer.epochs=100000"], lines=43)
     (tmp_path / "tensorboard").mkdir(exist_ok=True)  # it may have been killed before that

@@ -31,7 +31,8 @@ function results(runs) {
 
 function differences(runs) {
   const keys = [...new Set(runs.flatMap((run) => Object.keys(run.config)))].sort();
-  const isSame = (key) => new Set(runs.map((run) => run.config[key])).size === 1;
+  const known = runs.filter((run) => Object.keys(run.config).length);
+  const isSame = (key) => new Set(known.map((run) => run.config[key])).size === 1;
   const differing = keys.filter((key) => key !== "run_dir" && !isSame(key));
   const value = (run, key) =>
     el("td", { class: isTyped(run, key) ? "typed" : null }, run.config[key] ?? "–");

@@ -60,7 +60,7 @@ function curves(runs) {
     chart("Accuracy", accuracy, { marks, low, high: 1, format: share, tell: percent }),
     chart("Learning rate", whole(runs, "learning_rate"), {
       marks,
-      format: digits(2),
+      format: digits(3),
       tell: digits(4),
     }),
     chart("Images per second", whole(runs, "images_per_second"), {
