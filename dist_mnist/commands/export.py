@@ -42,13 +42,6 @@ class ExportConfig:
     data: dict[str, Any]
     trusted_modules: list[str]
 
-    def __post_init__(self) -> None:
-        if not (self.checkpoint or "").strip():
-            raise InputError(
-                "checkpoint is missing: set it to a run directory or a file, as in "
-                "checkpoint=outputs/RUN."
-            )
-
 
 def main() -> None:
     """Export, as the command line says."""
@@ -86,12 +79,12 @@ def _write(config: ExportConfig, path: Path) -> None:
 
     from dist_mnist.config.schema import config_from_plain
     from dist_mnist.data.splits import load_part
-    from dist_mnist.models.classifier import classifier_from_checkpoint
+    from dist_mnist.models.classifier import classifier_from_checkpoint, find_checkpoint
     from dist_mnist.models.export import Exported, encode, read_back
     from dist_mnist.record import checkpoint
     from dist_mnist.record.files import write_atomically
 
-    kind, source = config.format.value, checkpoint.resolve(Path(config.checkpoint or ""))
+    kind, source = config.format.value, find_checkpoint(config.checkpoint)
     content = checkpoint.load(source)
     changes = {"data": config.data, "trusted_modules": config.trusted_modules}
     saved = config_from_plain(content["config"], {**changes, "trainer": {"precision": "fp32"}})

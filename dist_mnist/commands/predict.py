@@ -3,14 +3,12 @@
 import csv
 import glob
 import io
-import itertools
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
     from dist_mnist.models.readings import Reading
     from dist_mnist.record.sheet import Row
 
-# Hydra's own options that are followed by a value.
-WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
-WITH_VALUE |= {"--config-dir", "-cd"}
 COLUMNS = ("path", "label", "confidence")
 
 
@@ -41,8 +36,9 @@ class Format(Enum):
 
 @dataclass
 class PredictConfig:
-    """Which network answers, and how."""
+    """Which network reads which pictures, and how the answers are given."""
 
+    images: list[str]
     checkpoint: str | None
     format: Format
     save: str | None
@@ -57,25 +53,11 @@ class PredictConfig:
 
 
 def main() -> None:
-    """Predict, as the command line says; words without `=` are pictures."""
-    words = _take_pictures(sys.argv)
-    command("predict", PredictConfig, partial(_predict, words))
+    """Predict, as the command line says."""
+    command("predict", PredictConfig, _predict, words="images")
 
 
-def _take_pictures(arguments: list[str]) -> list[str]:
-    """Remove the pictures from the arguments, since Hydra would refuse them, and return them."""
-    pictures: list[str] = []
-    others = arguments[:1]
-    for before, word in itertools.pairwise(arguments):
-        is_option = word[:1] in ("-", "+", "~") and word != "-" and not word.startswith("~/")
-        is_override = "=" in word and not Path(word).exists()
-        is_other = is_option or is_override or before in WITH_VALUE
-        (others if is_other else pictures).append(word)
-    arguments[:] = others
-    return pictures
-
-
-def _predict(words: Sequence[str], config: PredictConfig) -> None:
+def _predict(config: PredictConfig) -> None:
     """Print what is read in each picture, and draw it if a file is named.
 
     Raises:
@@ -86,14 +68,14 @@ def _predict(words: Sequence[str], config: PredictConfig) -> None:
     from dist_mnist.models.readings import check_reads_digits
     from dist_mnist.record.sheet import draw_sheet
 
-    if not words:
+    if not config.images:
         raise InputError(
             "no picture is given: name files, folders or patterns, as in `dist-mnist predict "
             "photo.jpg`, or - for standard input."
         )
     classifier = load_classifier(config.checkpoint, trusted_modules=config.trusted_modules)
     check_reads_digits(classifier)
-    names = [name for word in words for name in _expand(word)]
+    names = [name for word in config.images for name in _expand(word)]
     rows: list[Row] = []
     count = 0
     if config.format is Format.csv:

@@ -109,26 +109,6 @@ class Evaluation:
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [[*row, round(confidence, 4)] for *row, confidence in rows]
 
-    def calibration(self, bins: int) -> list[list[float]]:
-        """Return how right the answers of each range of confidence are.
-
-        Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 2.
-
-        Args:
-            bins: The ranges, equally wide, from 0 to 1.
-
-        Returns:
-            For each range: the number of answers, of right ones, and the mean confidence.
-        """
-        places = (self.confidences * bins).long().clamp(0, bins - 1)
-        right = (self.predictions == self.labels).double()
-        amounts = (torch.ones_like(right), right, self.confidences.double())
-        counts, correct, sums = (torch.bincount(places, part, bins).tolist() for part in amounts)
-        return [
-            [int(count), int(hits), rounded(total / count) if count else 0.0]
-            for count, hits, total in zip(counts, correct, sums, strict=True)
-        ]
-
 
 def numbers(part: str, evaluation: Evaluation | None) -> dict[str, Any]:
     """Return a score as the journal has it: loss, accuracy, correct and count of one part.

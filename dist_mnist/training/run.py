@@ -32,13 +32,13 @@ from dist_mnist.record.tracker import Media, Table
 from dist_mnist.training.build import build_training_state, describe
 from dist_mnist.training.evaluation import Evaluation, numbers, score
 from dist_mnist.training.loop import fit
+from dist_mnist.training.scores import calibration
 from dist_mnist.training.state import TrainingState, resume
 
 logger = logging.getLogger(__name__)
 
 MISTAKES_SHOWN = 24
 EXAMPLES_OF_A_CELL, MOST_EXAMPLES = 8, 400  # of the confusion matrix, in the report
-CALIBRATION_BINS = 15
 
 
 class Result(NamedTuple):
@@ -191,7 +191,7 @@ def _test_line(
         "test/confusion": test.confusion(len(state.splits.classes)).tolist(),
         "test/mistakes": [asdict(mistake) for mistake in test.worst_mistakes(MISTAKES_SHOWN)],
         "test/examples": examples,
-        "test/calibration": test.calibration(CALIBRATION_BINS),
+        "test/calibration": calibration(test).rows(),
         "classes": list(state.splits.classes),
     }
 

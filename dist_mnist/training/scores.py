@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dist_mnist.training.evaluation import Evaluation
+from dist_mnist.training.progress import rounded
 
 BINS = 15
 MOST_MISTAKES, LISTED_MISTAKES = 24, 5
@@ -51,6 +52,15 @@ class Calibration:
         """
         gaps = (self.accuracies - self.confidences).abs()
         return float((gaps * self.counts).sum() / self.counts.sum())
+
+    def rows(self) -> list[list[float]]:
+        """Return the number of predictions, of right ones, and the mean confidence of each bin."""
+        right = (self.counts * self.accuracies).round().long()
+        columns = (self.counts, right, self.confidences)
+        return [
+            [count, hits, rounded(confidence)]
+            for count, hits, confidence in zip(*(one.tolist() for one in columns), strict=True)
+        ]
 
 
 def class_scores(confusion: torch.Tensor) -> list[ClassScore]:

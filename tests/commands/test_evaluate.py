@@ -10,7 +10,7 @@ from PIL import Image
 
 from dist_mnist.models.classifier import SHIPPED
 from dist_mnist.record import checkpoint
-from tests.commands.test_cli import call
+from tests.support.command_line import call
 from tests.support.datasets import make_images, write_idx
 
 PLOTS = ("confusion_matrix.png", "mistakes.png", "calibration.png")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dist_mnist.models.classifier import SHIPPED
 from dist_mnist.record import checkpoint
-from tests.commands.test_cli import call
+from tests.support.command_line import call
 from tests.support.configs import CHECKOUT
 from tests.support.drawings import draw_digit
 from tests.support.photos import SCENES, take_photo, write_number

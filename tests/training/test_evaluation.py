@@ -115,16 +115,6 @@ def test_unsure_hits_are_the_examples() -> None:
     assert [index for index, *_ in rows] == [1, 3]
 
 
-def test_calibration_counts_by_confidence() -> None:
-    evaluation = Evaluation(
-        labels=torch.tensor([0, 0, 1, 1]),
-        predictions=torch.tensor([0, 1, 1, 1]),
-        confidences=torch.tensor([1.0, 0.55, 0.6, 0.2]),
-        losses=torch.zeros(4),
-    )
-    assert evaluation.calibration(2) == [[1, 1, 0.2], [3, 2, pytest.approx(2.15 / 3)]]
-
-
 def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]:
     path, changes = Path(run_dir, "checkpoints", "best.safetensors"), {"data": {"root": root}}
     with session("cpu", timeout_seconds=60) as world:

@@ -28,6 +28,7 @@ def test_calibration_error() -> None:
     # From 0.5 to 0.6: 0.55 and 0.59, both wrong; to 0.9: 0.85 right, 0.89 wrong; to 1: both right.
     gaps = [2 * 0.57, 2 * abs(0.5 - 0.87), 2 * (1 - 0.975)]
     assert known.error == pytest.approx(sum(gaps) / 6, abs=1e-6)
+    assert known.rows()[8] == [2, 1, pytest.approx(0.87)]
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.3, 1.0])

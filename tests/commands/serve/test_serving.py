@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_cli import call
 from tests.support.checkpoints import write_untrained
+from tests.support.command_line import call
 from tests.support.processes import free_port, python, torchrun
 from tests.support.server import post, request, serving
 from tests.support.strokes import draw, png
