@@ -145,7 +145,7 @@ def add_gradients(
         state: Whose parameters.
         images: uint8 of shape (B, C, H, W).
         labels: int64 of shape (B,).
-        weight: With 0 the samples leave no trace.
+        weight: With 0 they add nothing to it.
 
     Returns:
         The losses (B,) and the outputs (B, classes), float32 without gradients.

@@ -21,7 +21,7 @@ from tests.support.processes import python
         ("trainer.sync_batch_norm=true", "trainer.sync_batch_norm=true needs GPUs"),
         ("optimizer.lr=fast", "optimizer.lr=fast"),
         ("model.channels=[1,2]", "model.channels=[1, 2]"),
-        ("loss.reduction=mean", "loss.reduction=none"),
+        ("loss.label_smoothing=2", "label_smoothing=2"),
         ("scheduler.warmup_fraction=2", "warmup_fraction=2"),
         ("model.num_classes=3", "data.num_classes=10"),
         ("model._target_=os.system", "model._target_=os.system is not allowed"),

@@ -47,7 +47,7 @@ def joined() -> tuple[list[int], list[str | None]]:
             return claimed, [os.environ.get(name) for name in names]
 
 
-def test_ranks_claim_their_gpus_and_set_up_libraries() -> None:
+def test_ranks_claim_gpus_and_set_variables() -> None:
     # NCCL looks for no key that an earlier start has left; cuBLAS reads the second once.
     assert run_ranks(2, joined) == [([rank], ["0", ":4096:8"]) for rank in range(2)]
 

@@ -7,7 +7,7 @@ had. `--device cpu` rehearses what a CPU can.
 On a machine without network, carry what is not there along, and add it to PYTHONPATH:
 
     pip install --target site --no-deps hydra-core omegaconf antlr4-python3-runtime==4.9.3
-    pip install --target site --no-deps safetensors filelock tqdm
+    pip install --target site --no-deps safetensors filelock tqdm pyyaml
 """
 
 import argparse

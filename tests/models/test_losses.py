@@ -2,6 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dist_mnist.config.errors import InputError
+from dist_mnist.models.build import build_loss
 from dist_mnist.models.losses import (
     CrossEntropy,
     NegativeLogLikelihood,
@@ -32,6 +34,12 @@ def test_odd_smoothing_is_refused(smoothing: float) -> None:
         CrossEntropy(10, smoothing)
 
 
+def test_loss_of_the_batch_is_refused() -> None:
+    config = make_config("loss._target_=torch.nn.CrossEntropyLoss", "~loss.num_classes")
+    with pytest.raises(InputError, match=r"set loss\.reduction=none"):
+        build_loss(config)
+
+
 def test_nll_takes_logits_too() -> None:
     loss = NegativeLogLikelihood()
     expected = F.cross_entropy(OUTPUTS, LABELS, reduction="none")
@@ -49,7 +57,5 @@ def test_mse_takes_one_hot_targets() -> None:
 
 @pytest.mark.parametrize("name", ["nll", "cross_entropy", "mse"])
 def test_every_loss_gives_one_value_per_sample(name: str) -> None:
-    from dist_mnist.models.build import build_loss
-
     loss = build_loss(make_config(f"loss={name}"))
     assert loss(OUTPUTS, LABELS).shape == (6,)
