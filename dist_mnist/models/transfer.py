@@ -81,7 +81,8 @@ def freeze(model: nn.Module, config: TransferConfig) -> None:
 
 def thawing_parameters(model: nn.Module, config: TransferConfig) -> list[nn.Parameter]:
     """Return the parameters that are frozen at first and trained later."""
-    return [p for p in frozen_parameters(model, config).values() if config.thaw_epoch is not None]
+    named = frozen_parameters(model, config) if config.thaw_epoch is not None else {}
+    return [parameter for parameter in named.values() if parameter.requires_grad]
 
 
 def frozen_norms(model: nn.Module, patterns: Sequence[str]) -> Iterator[nn.Module]:
@@ -247,7 +248,7 @@ def describe_transfer(
         "did not fit, made new": shapes,
         "made new": by_module(found.new, own),
         "left out": by_module(found.left_out, weights),
-        "FROZEN, BUT NEW": by_module(untaken, own),
+        "made new, yet frozen": by_module(untaken, own),
     }
     return "\n".join(f"  {part}: {', '.join(names)}" for part, names in parts.items() if names)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     beside,
+    finetune,
     loop,
     peers,
     projection,
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "scaling": scaling.run,
     "projection": projection.run,
     "beside": beside.run,
+    "finetune": finetune.run,
 }
 
 

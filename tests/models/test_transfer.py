@@ -106,7 +106,7 @@ def test_what_fits_is_taken_and_the_rest_told() -> None:
         "layers.12.bias [10] for [5]",
         "  made new: layers.2.running_mean",
         "  left out: extra",
-        "  FROZEN, BUT NEW: layers.12.bias",
+        "  made new, yet frozen: layers.12.bias",
     ]
 
 
