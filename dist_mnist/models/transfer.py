@@ -205,7 +205,7 @@ def take_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Trans
     Raises:
         InputError: Nothing fits.
     """
-    own = model.state_dict()  # shares its memory with the network
+    own = _tensors(model)
     both = [name for name in own if name in weights]
     taken = [name for name in both if own[name].shape == weights[name].shape]
     if not taken:
@@ -224,6 +224,11 @@ def take_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Trans
     )
 
 
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a network's state without what is no tensor; it shares its memory."""
+    return {k: value for k, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
 def _some(tensors: Mapping[str, torch.Tensor]) -> str:
     names = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()]
     return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
@@ -240,7 +245,7 @@ def describe_transfer(
         weights: The other network's state dict.
         frozen: Patterns of what is not trained.
     """
-    own = model.state_dict()
+    own = _tensors(model)
     shapes = [f"{n} {list(weights[n].shape)} for {list(own[n].shape)}" for n in found.unfit]
     untaken = [n for n in (*found.new, *found.unfit) if matches(n, frozen)]
     parts = {

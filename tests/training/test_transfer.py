@@ -149,7 +149,7 @@ def test_world_sizes_freeze_alike(small_root: Path, thaw: str) -> None:
     overrides = [*EXACT, f"data.root={small_root}", f"transfer.thaw_epoch={thaw}"]
     alone, _ = trained(overrides)
     fresh, _ = trained([*overrides, "transfer.thaw_epoch=null", "trainer.max_steps=1"])
-    for weights, averaged in run_ranks(3, trained, overrides):
+    for weights, averaged in run_ranks(2, trained, overrides):
         assert max(float((alone[k] - weights[k]).abs().max()) for k in alone) < 1e-6
         is_frozen = torch.equal(weights["layers.1.weight"], fresh["layers.1.weight"])
         assert is_frozen == (thaw == "null")
@@ -157,6 +157,7 @@ def test_world_sizes_freeze_alike(small_root: Path, thaw: str) -> None:
         assert averaged == everything - (784 * 64 + 64) * is_frozen
 
 
+@pytest.mark.slow
 def test_reproducible_run_freezes_alike(small_root: Path) -> None:
     overrides = [*SMALL_CNN, f"data.root={small_root}", BODY, "transfer.thaw_epoch=2"]
     overrides += [
@@ -181,7 +182,7 @@ def source(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("stops", [[3], [11], [2, 8, 13]], ids=str)
+@pytest.mark.parametrize("stops", [[3], [2, 8, 11]], ids=str)
 def test_continued_run_needs_its_source_no_more(
     small_root: Path, source: Path, tmp_path: Path, stops: list[int]
 ) -> None:
