@@ -12,7 +12,7 @@ class TransferConfig:
     """A network to start from, and which of its parameters are trained, when and how fast.
 
     Patterns are names of parameters or modules, in which `*` and `?` are wild. The file is in
-    `checkpoint`, as in every command: a field cannot be called `from`, which is a word of Python's.
+    `checkpoint`, as in every command: a field cannot be called `from`, a keyword of Python.
     """
 
     checkpoint: str | None = None  # a run directory, a checkpoint or a state dict
