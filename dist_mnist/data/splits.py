@@ -85,7 +85,8 @@ def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = 
         kept[held_out] = False
         training = ImageTensors(*training[kept.nonzero().flatten()])
     if config.samples_per_class:
-        training = choose_samples(training, classes, config.samples_per_class, seed)
+        few = choose_samples(training.labels, classes, config.samples_per_class, seed)
+        training = ImageTensors(*training[few])
     return DataSplits(training, validation, test, normalization, classes, fingerprint)
 
 
@@ -114,7 +115,8 @@ def load_part(
     numbers = range(max(config.num_classes, int(labels.max()) + 1))
     classes = tuple(str(name) for name in getattr(source, "classes", numbers))
     if config.classes:
-        images, labels, classes = choose_classes(config, images, labels, classes)
+        chosen, labels, classes = choose_classes(config, labels, classes)
+        images = images[chosen]
     _check_range(config, labels)
     if len(classes) != config.num_classes:
         raise InputError(
