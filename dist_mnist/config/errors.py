@@ -13,6 +13,16 @@ class BuildError(InputError):
     """An allowed target could not be built; the reason is its `__cause__`."""
 
 
+def require(condition: bool, key: str, value: object, rule: str) -> None:
+    """Refuse a value of a key that breaks a rule.
+
+    Raises:
+        InputError: It does.
+    """
+    if not condition:
+        raise InputError(f"{key}={value} is not allowed: {rule}.")
+
+
 def one_line(error: BaseException | None) -> str:
     """Return an exception's message without line breaks, or its class name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

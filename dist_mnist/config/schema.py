@@ -13,7 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.errors import require as _require
 from dist_mnist.config.overrides import in_home
+from dist_mnist.config.transfer import TransferConfig
 
 
 class Precision(Enum):
@@ -51,11 +53,6 @@ class Logger(Enum):
     csv = "csv"
 
 
-def _require(condition: bool, key: str, value: object, rule: str) -> None:
-    if not condition:
-        raise InputError(f"{key}={value} is not allowed: {rule}.")
-
-
 @dataclass
 class DataConfig:
     """A data set, and how its training files are split."""
@@ -67,8 +64,11 @@ class DataConfig:
     root: str  # the folder of the files, in torchvision's layout
     validation_size: int  # training samples held out, stratified by class
     normalize: bool  # scale pixels to mean 0 and deviation 1, instead of to the range 0 to 1
+    classes: list[int] | None = None  # the labels to keep; they become 0, 1, 2 and so on
+    samples_per_class: int | None = None  # training samples to keep of each class
 
     def __post_init__(self) -> None:
+        self._check_choice()
         _require(
             self.root.strip() != "", "data.root", self.root, "it must be a folder; . is this one"
         )
@@ -82,6 +82,18 @@ class DataConfig:
             self.validation_size,
             "it must be a number of samples, or 0 to train on all of them",
         )
+
+    def _check_choice(self) -> None:
+        chosen, samples = self.classes, self.samples_per_class
+        _require(
+            samples is None or samples >= 1,
+            *("data.samples_per_class", samples, "it must be at least 1, or null for all"),
+        )
+        if chosen is not None:
+            is_set = len({*chosen}) == len(chosen) and min(chosen, default=-1) >= 0
+            _require(is_set, "data.classes", chosen, "it must be different labels, from 0")
+            rule = f"data.classes={chosen} needs {len(chosen)}"
+            _require(len(chosen) == self.num_classes, "data.num_classes", self.num_classes, rule)
 
 
 @dataclass
@@ -198,8 +210,12 @@ class Config:
     run_dir: str | None
     resume: Resume
     trusted_modules: list[str]
+    transfer: TransferConfig = field(default_factory=TransferConfig)
 
     def __post_init__(self) -> None:
+        thaw, last = self.transfer.thaw_epoch, self.trainer.epochs
+        rule = f"it must be an epoch of the run, which has trainer.epochs={last}"
+        _require(thaw is None or thaw <= last, "transfer.thaw_epoch", thaw, rule)
         _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
         if self.run_dir is not None:
             rule = "it must be a folder, or null for a new one in outputs"

@@ -14,6 +14,7 @@ from dist_mnist.config.schema import DataConfig
 from dist_mnist.data.download import open_dataset
 from dist_mnist.data.images import ImageTensors, Normalization, measure_normalization
 from dist_mnist.data.seeding import keyed_seed
+from dist_mnist.data.subset import choose_classes, choose_samples
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = 
         kept = torch.ones(len(training), dtype=torch.bool)
         kept[held_out] = False
         training = ImageTensors(*training[kept.nonzero().flatten()])
+    if config.samples_per_class:
+        few = choose_samples(training.labels, classes, config.samples_per_class, seed)
+        training = ImageTensors(*training[few])
     return DataSplits(training, validation, test, normalization, classes, fingerprint)
 
 
@@ -108,7 +112,12 @@ def load_part(
             f"{config.name} has images or labels that are not arrays: {one_line(error)[:300]}."
         ) from error
     _check_images_and_labels(config, images, labels)
-    classes = tuple(str(name) for name in getattr(source, "classes", range(config.num_classes)))
+    numbers = range(max(config.num_classes, int(labels.max()) + 1))
+    classes = tuple(str(name) for name in getattr(source, "classes", numbers))
+    if config.classes:
+        chosen, labels, classes = choose_classes(config, labels, classes)
+        images = images[chosen]
+    _check_range(config, labels)
     if len(classes) != config.num_classes:
         raise InputError(
             f"data.num_classes={config.num_classes} does not fit {config.name}, "
@@ -149,6 +158,9 @@ def _check_images_and_labels(
         )
     if len(images) != len(labels) or len(labels) == 0:
         raise InputError(f"{config.name} has {len(images)} images and {len(labels)} labels.")
+
+
+def _check_range(config: DataConfig, labels: torch.Tensor) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= config.num_classes:
         raise InputError(

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,6 +21,7 @@ from dist_mnist.distributed.gradients import parallelize
 from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
 from dist_mnist.models.build import build_loss, build_model
 from dist_mnist.models.precision import compute_dtype, gradient_scaler, set_gpu_arithmetic
+from dist_mnist.models.transfer import freeze, parameter_groups, thawing_parameters
 from dist_mnist.models.trial import Trial, trains_on_one_image, try_out
 from dist_mnist.training.cuda_graph import (
     GraphedCompute,
@@ -49,8 +51,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         InputError: A part cannot be built, or does not fit the others.
     """
     trainer, device = config.trainer, world.device
-    _set_arithmetic(trainer, world)
-    dtype = compute_dtype(trainer.precision, device)
+    dtype = _set_arithmetic(trainer, world)
     scaler, progress = gradient_scaler(device, dtype), Progress()
     order = EpochOrder(len(splits.train), trainer.global_batch_size)
     _check_batches(trainer, world, order)
@@ -63,6 +64,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         splits=replace(splits, train=splits.train.with_margin(config.augmentation.margin)),
         model=model,
         parallel_model=parallel_model,
+        thawing=thawing_parameters(model, config.transfer),
         loss=build_loss(config).to(device),
         optimizer=optimizer,
         schedule=build_schedule(config, total_steps, len(order)),
@@ -79,9 +81,11 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     return state
 
 
-def _set_arithmetic(trainer: TrainerConfig, world: World) -> None:
+def _set_arithmetic(trainer: TrainerConfig, world: World) -> torch.dtype:
+    """Choose how this process computes; return the dtype of its forward passes."""
     set_reproducible(world, trainer.reproducible)
     set_gpu_arithmetic(trainer.precision)
+    return compute_dtype(trainer.precision, world.device)
 
 
 def _choose_step(state: TrainingState) -> None:
@@ -92,6 +96,8 @@ def _choose_step(state: TrainingState) -> None:
     if trainer.cuda_graph is not True:  # auto: not before it has been run on a GPU
         return
     reason = objection(optimizer, device, state.scaler.is_enabled())
+    if state.thawing:
+        reason = "with transfer.thaw_epoch, a step changes on the way"
     if reason:
         raise InputError(f"trainer.cuda_graph=true cannot be used: {reason}; set it to auto.")
     keep_learning_rates_in_place(optimizer, device)
@@ -105,6 +111,7 @@ def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.M
     trainer = config.trainer
     seed_device(world.device, keyed_seed(config.seed, "weights"))
     model = build_model(config)
+    freeze(model, config.transfer)
     trial = try_out(model, config.data)
     if _meets_one_image(trainer, world, order):
         _check_one_image(config, model, world)
@@ -150,7 +157,7 @@ def _build_optimizer(
         "optimizer",
         config.optimizer,
         torch.optim.Optimizer,
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        parameter_groups(model, config.transfer),
         trusted_modules=config.trusted_modules,
     )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -234,11 +241,14 @@ def _check_one_image(config: Config, model: nn.Module, world: World) -> None:
 def describe(state: TrainingState) -> str:
     """Return what is about to be trained, on what device and with what data, in a few lines."""
     world, splits, data = state.world, state.splits, state.config.data
-    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    parameters = [*state.model.parameters()]
+    frozen = [*state.thawing, *(p for p in parameters if not p.requires_grad)]
+    until = f" until epoch {state.config.transfer.thaw_epoch}" if state.thawing else ""
+    of_them = f" ({_count(frozen):,} frozen{until})" if frozen else ""
     counts = splits.train.labels.bincount(minlength=data.num_classes).tolist()
     rarest, commonest = counts.index(min(counts)), counts.index(max(counts))
     return (
-        f"{type(state.model).__name__} with {parameters:,} parameters, "
+        f"{type(state.model).__name__} with {_count(parameters):,} parameters{of_them}, "
         f"{str(state.dtype).removeprefix('torch.')} on {world.device.type}: {world.size} x "
         f"{torch.get_num_threads()} CPU threads\n"
         f"{data.name}: {len(splits.train):,} images to train on, {len(splits.validation):,} to "
@@ -247,3 +257,7 @@ def describe(state: TrainingState) -> str:
         f"class balance: {counts[rarest]:,} of class {splits.classes[rarest]} (fewest) to "
         f"{counts[commonest]:,} of class {splits.classes[commonest]} (most)"
     )
+
+
+def _count(parameters: Sequence[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

@@ -142,7 +142,7 @@ def evaluate(
         world: This process.
         batch_size: The samples of a block, which is one forward pass of one process.
     """
-    was_training = classifier.model.training
+    modes = [(module, module.training) for module in classifier.model.modules()]
     classifier.model.eval()
     broadcast_buffers(world, classifier.model)
     table = torch.zeros(4, len(dataset), device=world.device)
@@ -154,7 +154,8 @@ def evaluate(
         confidences, predictions = outputs.softmax(dim=1).max(dim=1)
         seen = torch.ones_like(confidences)
         table[:, block] = torch.stack((loss(outputs, labels), predictions, confidences, seen))
-    classifier.model.train(was_training)
+    for module, mode in modes:  # batch norm may be in another one than the network
+        module.training = mode
     losses, predictions, confidences, seen = all_reduce_sum(world, table).cpu()
     if not bool((seen == 1).all()):
         raise RuntimeError("evaluation did not see every sample exactly once")

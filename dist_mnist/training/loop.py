@@ -16,7 +16,7 @@ from dist_mnist.training.evaluation import numbers, validate
 from dist_mnist.training.progress import RunningMetrics, Totals, epoch_line, step_line
 from dist_mnist.training.selection import is_best
 from dist_mnist.training.state import TrainingState, checkpoint_content
-from dist_mnist.training.step import non_finite_error
+from dist_mnist.training.step import non_finite_error, set_train_mode
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def train_epoch(state: TrainingState, recorder: Recorder, stop: StopAgreement) -
     trainer, progress, epoch = state.config.trainer, state.progress, state.epoch
     state.metrics = RunningMetrics(state.world, progress.epoch_totals)
     started = perf_counter() - progress.epoch_seconds
-    state.parallel_model.train()
+    set_train_mode(state)
     for batch in state.batches():
         state.step(batch)
         progress.step += 1

@@ -24,6 +24,7 @@ from dist_mnist.distributed.stopping import ending_together
 from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.distributed.world import World, broadcast_object
 from dist_mnist.models.build import load_weights
+from dist_mnist.models.transfer import describe_transfer, read_weights, take_weights
 from dist_mnist.record import checkpoint, pictures
 from dist_mnist.record.console import log_to_console, result_line
 from dist_mnist.record.directory import choose_run_directory, lock_run_directory
@@ -93,9 +94,10 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
     timeout = config.trainer.timeout_seconds
     with lock_run_directory(run_dir, config.resume, timeout) if world.is_main else nullcontext():
         resume(state, run_dir)
+        taken = _take_weights(state)
         launch = Launch(overrides, describe(state), world.size)
         with ending_together(world), _recorder(state, run_dir, launch) as recorder:
-            logger.info("%s\nrun directory: %s\n", launch.description, run_dir)
+            logger.info("%s\n%srun directory: %s\n", launch.description, taken, run_dir)
             _fit(state, run_dir, recorder)
             state.end_training()
             test = _test(state, run_dir, recorder)
@@ -108,7 +110,13 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
 def _shared_facts(config: Config, world: World, splits: DataSplits) -> dict[str, Any]:
     """Return what must be alike on all ranks: everything but paths and tracking."""
     plain = plain_config(config)
-    own = {"run_dir": None, "tracking": None, "data": {**plain["data"], "root": None}}
+    own = {
+        "run_dir": None,
+        "tracking": None,
+        "data": {**plain["data"], "root": None},
+        # What rank 0 reads there, all ranks get.
+        "transfer": {**plain["transfer"], "checkpoint": config.transfer.checkpoint is not None},
+    }
     return {
         **{**plain, **own},
         "the device": world.device.type,
@@ -116,6 +124,27 @@ def _shared_facts(config: Config, world: World, splits: DataSplits) -> dict[str,
         "the version of dist_mnist": __version__,
         "the version of torch": str(torch.__version__),
     }
+
+
+def _take_weights(state: TrainingState) -> str:
+    """Give a new run the weights that `transfer.checkpoint` names, as rank 0 reads them.
+
+    A run that continues has its own weights already, and needs that file no more.
+
+    Returns:
+        What was taken from it and what was not, in a few lines; nothing without such a file.
+
+    Raises:
+        InputError: It cannot be read, or nothing in it fits.
+    """
+    transfer, world = state.config.transfer, state.world
+    if transfer.checkpoint is None or state.progress.step:
+        return ""
+    read = read_weights(Path(transfer.checkpoint)) if world.is_main else {}
+    weights = broadcast_object(world, read)
+    found = take_weights(state.model, weights)
+    listed = describe_transfer(found, state.model, weights, transfer.freeze)
+    return f"weights of {transfer.checkpoint}\n{listed}\n"
 
 
 def _recorder(state: TrainingState, run_dir: Path, launch: Launch) -> Any:

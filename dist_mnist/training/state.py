@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,13 @@ FIXED_FOR_A_RUN = (
     "data.name",
     "data.normalize",
     "data.validation_size",
+    "data.classes",
+    "data.samples_per_class",
     "trainer.global_batch_size",
     "trainer.reproducible",
+    "transfer.freeze",
+    "transfer.learning_rates",
+    "transfer.thaw_epoch",
 )
 
 
@@ -47,6 +52,7 @@ class TrainingState:
         model: The bare module, whose weights are evaluated and saved.
         parallel_model: The module that training runs: it averages gradients over the ranks. It is
             the bare module in a world of size 1 and in a reproducible run.
+        thawing: Parameters that are not trained before `transfer.thaw_epoch`.
         loss: Returns one value per sample.
         schedule: Maps a step to the factor of all learning rates.
         learning_rates: Of each parameter group, before that factor.
@@ -65,6 +71,7 @@ class TrainingState:
     splits: DataSplits
     model: nn.Module
     parallel_model: nn.Module
+    thawing: Sequence[nn.Parameter]
     loss: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Callable[[int], float]
@@ -95,6 +102,11 @@ class TrainingState:
     def learning_rate(self) -> float:
         """The learning rate of the last step, in the first parameter group."""
         return self.learning_rates[0] * self.schedule(self.progress.step - 1)
+
+    @property
+    def held(self) -> Sequence[nn.Parameter]:
+        """Parameters that have gradients in this epoch and must not change."""
+        return self.thawing if self.config.transfer.frozen_in(self.epoch) else ()
 
     @property
     def classifier(self) -> Classifier:
@@ -223,6 +235,11 @@ def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:
+    if _look_up(config, "transfer.checkpoint") and not _look_up(saved, "transfer.checkpoint"):
+        raise InputError(
+            "transfer.checkpoint cannot be used here, since this run began without one: leave it "
+            "out, or choose a new run_dir."
+        )
     keys = (*FIXED_FOR_A_RUN, "optimizer._target_", *(f"model.{key}" for key in config["model"]))
     for key in keys:
         now, then = _look_up(config, key), _look_up(saved, key)

@@ -12,8 +12,16 @@ from dist_mnist.distributed import watchdog
 from dist_mnist.distributed.gradients import require_averaged, without_sync
 from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.models.precision import autocast
+from dist_mnist.models.transfer import frozen_norms
 from dist_mnist.training.finite import NonFiniteError
 from dist_mnist.training.state import TrainingState
+
+
+def set_train_mode(state: TrainingState) -> None:
+    """Put the network in train mode, but batch norm that is frozen in this epoch in eval mode."""
+    state.parallel_model.train()
+    for norm in frozen_norms(state.model, state.config.transfer.frozen_in(state.epoch)):
+        norm.eval()
 
 
 def step(state: TrainingState, batch: Batch) -> None:
@@ -168,6 +176,9 @@ def apply_gradients(state: TrainingState) -> None:
     Raises:
         NonFiniteError: A gradient is not finite; the step was not made.
     """
+    # A learning rate of 0 would not be enough: the optimizer's momentum would build up meanwhile.
+    for parameter in state.held:
+        parameter.grad = None
     check = state.finite_check
     check.check()
     if check.waits_every_step and check.skipped_steps():

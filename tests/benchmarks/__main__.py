@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     beside,
+    finetune,
     freehand,
     loop,
     peers,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "beside": beside.run,
     "freehand": freehand.run,
     "serving": serving.run,
+    "finetune": finetune.run,
 }
 
 

@@ -1,6 +1,7 @@
 """The committed records can be read, and RESULTS.md has the tables that they give."""
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import (
+    finetune,
     freehand,
     loop,
     peers,
@@ -34,6 +36,7 @@ SUMMARIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "reproducible": reproducible.summary,
     "freehand": freehand.summary,
     "serving": serving.summary,
+    "finetune": finetune.summary,
 }
 
 
@@ -60,7 +63,13 @@ def test_results_have_noise_scales() -> None:
         assert f"{network['noise_scale']:,.0f} images" in results
 
 
-@pytest.mark.parametrize("benchmark", [scaling, projection])
+def test_readme_has_the_accuracies_of_ten_samples() -> None:
+    readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+    for accuracies in read_record(RECORDS, "finetune")["10"].values():
+        assert f"{100 * statistics.mean(accuracies):.1f} %" in readme
+
+
+@pytest.mark.parametrize("benchmark", [scaling, projection, finetune])
 def test_a_record_is_enough_for_the_picture(benchmark: Any, tmp_path: Path) -> None:
     name = benchmark.__name__.rpartition(".")[2]
     benchmark.draw(tmp_path / "picture.png", read_record(RECORDS, name))

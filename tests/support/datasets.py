@@ -4,6 +4,7 @@ import gzip
 from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 
 
 def write_idx(path: Path, tensor: torch.Tensor, packed: bool = False) -> None:
@@ -58,3 +59,36 @@ def make_small_root(root: Path) -> Path:
         write_idx(folder / f"qmnist-{part}-images-idx3-ubyte", make_images(labels[:, 0], 10))
         write_idx(folder / f"qmnist-{part}-labels-idx2-int", labels)
     return root
+
+
+class ColorBars(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Color pictures of 64 by 64 pixels, three classes, for trusted_modules.
+
+    Attributes:
+        data: uint8 of shape (N, 64, 64, 3).
+        targets: int64 of shape (N,).
+    """
+
+    classes = ("red", "green", "blue")
+
+    def __init__(self, root: str, train: bool = True, download: bool = True) -> None:
+        generator = torch.Generator().manual_seed(int(train))
+        self.targets = torch.arange(48 if train else 12) % 3
+        self.data = torch.randint(
+            0, 60, (len(self.targets), 64, 64, 3), generator=generator, dtype=torch.uint8
+        )
+        self.data[torch.arange(len(self.targets)), 20:40, :, self.targets] = 255
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.data[index], self.targets[index]
+
+
+COLOR_BARS = (
+    "trusted_modules=[tests.support.datasets]",
+    "data.dataset._target_=tests.support.datasets.ColorBars",
+    *("data.name=color_bars", "data.image_shape=[3,64,64]", "data.num_classes=3"),
+    *("data.validation_size=6", "trainer.global_batch_size=16", "trainer.device=cpu"),
+)

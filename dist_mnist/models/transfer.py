@@ -1,0 +1,270 @@
+"""Transfer learning: weights of another network, frozen parameters, learning rates by name.
+
+A pattern stands for the parameters and modules whose names it matches, and for all that is in
+those modules: `layers.0`, `layer?.*.conv*`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.transfer import TransferConfig
+from dist_mnist.record import checkpoint
+
+# Under these keys, other programs' files have the state dict beside other things.
+STATE_DICT_KEYS = ("model", "state_dict")
+
+
+class Transferred(NamedTuple):
+    """The names of the tensors of two networks' state dicts, by what became of them.
+
+    Attributes:
+        taken: In both, with the same shape.
+        new: In this network alone.
+        unfit: In both, with other shapes; new in this network, too.
+        left_out: In the other network alone.
+    """
+
+    taken: list[str]
+    new: list[str]
+    unfit: list[str]
+    left_out: list[str]
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether a pattern matches a name, or the name of a module that it is in."""
+    return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in patterns)
+
+
+def frozen_parameters(model: nn.Module, config: TransferConfig) -> dict[str, nn.Parameter]:
+    """Return the parameters that `transfer.freeze` names, by their names.
+
+    Raises:
+        InputError: A pattern matches none of them, or nothing is left to train.
+    """
+    named = dict(model.named_parameters())
+    for pattern in config.freeze:
+        if not any(matches(name, [pattern]) for name in named):
+            raise InputError(
+                f"transfer.freeze={pattern} matches no parameter of the network: choose from "
+                f"{', '.join(named)}."
+            )
+    frozen = {name: p for name, p in named.items() if matches(name, config.freeze)}
+    if frozen and not any(p.requires_grad for name, p in named.items() if name not in frozen):
+        raise InputError(
+            f"transfer.freeze={config.freeze} leaves nothing to train: leave out one or more of "
+            f"{', '.join(frozen)}."
+        )
+    return frozen
+
+
+def freeze(model: nn.Module, config: TransferConfig) -> None:
+    """Freeze for good what is never thawed; call it before gradients are to be averaged.
+
+    What thaws later keeps its gradients, so that DistributedDataParallel averages the same ones in
+    every step.
+
+    Raises:
+        InputError: As `frozen_parameters`.
+    """
+    for parameter in frozen_parameters(model, config).values():
+        if config.thaw_epoch is None:
+            parameter.requires_grad_(False)
+
+
+def thawing_parameters(model: nn.Module, config: TransferConfig) -> list[nn.Parameter]:
+    """Return the parameters that are frozen at first and trained later."""
+    named = frozen_parameters(model, config) if config.thaw_epoch is not None else {}
+    return [parameter for parameter in named.values() if parameter.requires_grad]
+
+
+def frozen_norms(model: nn.Module, patterns: Sequence[str]) -> Iterator[nn.Module]:
+    """Yield the batch norms that patterns freeze: those of whose parameters they match all.
+
+    A batch norm without parameters goes by the name of its running mean.
+    """
+    for name, module in model.named_modules():
+        if getattr(module, "running_mean", None) is None:
+            continue
+        own = [own for own, _ in module.named_parameters(recurse=False)] or ["running_mean"]
+        if all(matches(f"{name}.{part}".lstrip("."), patterns) for part in own):
+            yield module
+
+
+def parameter_groups(model: nn.Module, config: TransferConfig) -> list[dict[str, Any]]:
+    """Return an optimizer's groups: for each learning rate, what is trained at once and what thaws.
+
+    What thaws has a group of its own, since some optimizers begin a group's momentum all at once.
+
+    Args:
+        model: Parameters that are frozen for good are in no group.
+        config: The learning rates by pattern; all others have the optimizer's own.
+
+    Raises:
+        InputError: A pattern matches nothing that is trained, or two match the same parameter.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = _by_pattern(trained, config.learning_rates)
+    thawing = [name for name in trained if config.thaw_epoch and matches(name, config.freeze)]
+    matched = {*chain(*found.values())}
+    groups: list[dict[str, Any]] = []
+    for pattern, names in ((None, [n for n in trained if n not in matched]), *found.items()):
+        options = {} if pattern is None else {"lr": config.learning_rates[pattern]}
+        for part in ([n for n in names if n not in thawing], [n for n in names if n in thawing]):
+            if part:
+                groups.append({"params": [trained[name] for name in part], **options})
+    return groups
+
+
+def _by_pattern(names: Iterable[str], patterns: Iterable[str]) -> dict[str, list[str]]:
+    found = {pattern: [n for n in names if matches(n, [pattern])] for pattern in patterns}
+    for pattern, matched in found.items():
+        if not matched:
+            raise InputError(
+                f"transfer.learning_rates={pattern} matches no parameter that is trained: choose "
+                f"from {', '.join(names)}."
+            )
+    several = [name for name, count in Counter(chain(*found.values())).items() if count > 1]
+    if several:
+        raise InputError(
+            f"transfer.learning_rates has several rates for {', '.join(several)}: let one pattern "
+            f"match it."
+        )
+    return found
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict onto the CPU; nothing in a file is ever run.
+
+    Args:
+        path: A run directory, of which the best checkpoint is taken, a checkpoint, a safetensors
+            file, or a file of `torch.save`.
+
+    Raises:
+        InputError: There is no such file, or it holds no weights.
+    """
+    path = checkpoint.resolve(path)
+    try:
+        with path.open("rb") as file:
+            is_safetensors = file.read(9)[8:] == b"{"  # after the size of its header
+        if is_safetensors:
+            content: Any = _read_safetensors(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"transfer.checkpoint={path} cannot be read ({error.strerror or one_line(error)}): "
+            f"give a run directory with a checkpoint, or a file."
+        ) from error
+    except Exception as error:  # a file from elsewhere may hold anything
+        raise InputError(
+            f"transfer.checkpoint={path} is neither a safetensors file nor one of torch.save that "
+            f"holds tensors alone ({type(error).__name__}): save the network's state_dict()."
+        ) from error
+    return _state_dict(path, content)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        if "dist_mnist" not in (file.metadata() or {}):
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights: dict[str, torch.Tensor] = checkpoint.load(path)["model"]  # after its checksum
+    return weights
+
+
+def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
+    if isinstance(content, Mapping):
+        inner = (content.get(key) for key in STATE_DICT_KEYS)
+        content = next((part for part in inner if isinstance(part, Mapping)), content)
+        tensors = {k: value for k, value in content.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            return tensors
+    raise InputError(
+        f"transfer.checkpoint={path} holds no tensors by name: save the network's state_dict()."
+    )
+
+
+def take_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Transferred:
+    """Copy the tensors that fit into a network, by name and shape; the others stay as they are.
+
+    Args:
+        model: On any device.
+        weights: The other network's state dict.
+
+    Raises:
+        InputError: Nothing fits.
+    """
+    own = _tensors(model)
+    both = [name for name in own if name in weights]
+    taken = [name for name in both if own[name].shape == weights[name].shape]
+    if not taken:
+        raise InputError(
+            f"transfer.checkpoint has nothing that fits this network: it has {_some(weights)}, and "
+            f"the network has {_some(own)}; train the same model= that it comes from."
+        )
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(weights[name])
+    return Transferred(
+        taken,
+        new=[name for name in own if name not in weights],
+        unfit=[name for name in both if name not in taken],
+        left_out=[name for name in weights if name not in own],
+    )
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a network's state without what is no tensor; it shares its memory."""
+    return {k: value for k, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def _some(tensors: Mapping[str, torch.Tensor]) -> str:
+    names = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()]
+    return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+
+
+def describe_transfer(
+    found: Transferred, model: nn.Module, weights: Mapping[str, torch.Tensor], frozen: Sequence[str]
+) -> str:
+    """Return what became of each tensor, in a few lines; modules stand for all that is in them.
+
+    Args:
+        found: What `take_weights` returned.
+        model: The network that took them.
+        weights: The other network's state dict.
+        frozen: Patterns of what is not trained.
+    """
+    own = _tensors(model)
+    shapes = [f"{n} {list(weights[n].shape)} for {list(own[n].shape)}" for n in found.unfit]
+    untaken = [n for n in (*found.new, *found.unfit) if matches(n, frozen)]
+    parts = {
+        "taken": by_module(found.taken, own),
+        "did not fit, made new": shapes,
+        "made new": by_module(found.new, own),
+        "left out": by_module(found.left_out, weights),
+        "made new, yet frozen": by_module(untaken, own),
+    }
+    return "\n".join(f"  {part}: {', '.join(names)}" for part, names in parts.items() if names)
+
+
+def by_module(names: Sequence[str], everything: Iterable[str]) -> list[str]:
+    """Return names, with the largest modules of which they are all in place of their parts."""
+    others = {*everything} - {*names}
+    prefixes = {".".join(o.split(".")[:n]) for o in others for n in range(1, o.count(".") + 2)}
+    shortest: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        starts = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+        shortest[next(start for start in starts if start not in prefixes)] = None
+    return [*shortest]
