@@ -38,7 +38,7 @@ def run(folder: Path, data: str, rounds: int = 3) -> None:
         picture.write_bytes(png(draw(7)))
         script.write_text(POST.format(path=picture), encoding="utf-8")
         contenders: dict[str, Callable[[], dict[str, Any]]] = {
-            f"{count} connections": partial(load, server, script, count) for count in CONNECTIONS
+            f"connections: {count}": partial(load, server, script, count) for count in CONNECTIONS
         }
         runs = in_turn(contenders, rounds)
     results = {name: by_figure(of_one) for name, of_one in runs.items()}

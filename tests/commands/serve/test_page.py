@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from tests.benchmarks.freehand import DRAWINGS, GOAL, read_drawings, share_right
+from tests.benchmarks.freehand import DRAWINGS, read_drawings, share_right
 from tests.support.browser import (
     answer_by_mouse,
     answer_to,
@@ -350,4 +350,4 @@ def test_the_rasterizer_is_the_canvas(page: "Page") -> None:
 
 @pytest.mark.slow
 def test_freehand_drawings_are_read() -> None:
-    assert share_right(read_drawings(DRAWINGS)) > GOAL
+    assert share_right(read_drawings(DRAWINGS)) > 0.985
