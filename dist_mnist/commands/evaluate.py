@@ -37,7 +37,7 @@ def main() -> None:
 def _evaluate(config: EvaluateConfig) -> None:
     from dist_mnist.distributed.session import session
     from dist_mnist.record import checkpoint
-    from dist_mnist.record.console import log_to_console, result_line
+    from dist_mnist.record.console import log_result, log_to_console
     from dist_mnist.training.evaluation import evaluate_checkpoint, numbers
 
     with session(config.trainer["device"], config.trainer["timeout_seconds"]) as world:
@@ -50,4 +50,4 @@ def _evaluate(config: EvaluateConfig) -> None:
             "trusted_modules": config.trusted_modules,  # those that the checkpoint names are not
         }
         test = evaluate_checkpoint(path, changes, world)
-        logger.info(result_line(numbers("test", test), perf_counter() - started, path))
+        log_result(numbers("test", test), perf_counter() - started, path)

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from dist_mnist.config.data_schema import DataConfig
 from dist_mnist.config.errors import BuildError, InputError, one_line
-from dist_mnist.config.schema import DataConfig
 from dist_mnist.config.targets import instantiate
 from dist_mnist.data.idx import unpack_idx_files
 from dist_mnist.record.files import FULL_DISK, cannot_write

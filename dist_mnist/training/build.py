@@ -9,9 +9,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from dist_mnist.config.data_schema import Balance
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, TrainerConfig
 from dist_mnist.config.targets import instantiate
+from dist_mnist.data.balance import class_weights, draw_bars
 from dist_mnist.data.sampler import EpochOrder
 from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.data.splits import DataSplits
@@ -19,6 +21,7 @@ from dist_mnist.distributed.cpu_threads import choose_threads
 from dist_mnist.distributed.gradients import parallelize
 from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
 from dist_mnist.models.build import build_loss, build_model
+from dist_mnist.models.losses import Weighted
 from dist_mnist.models.precision import compute_dtype, gradient_scaler, set_gpu_arithmetic
 from dist_mnist.models.trial import Trial, trains_on_one_image, try_out
 from dist_mnist.training.cuda_graph import (
@@ -49,13 +52,12 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         InputError: A part cannot be built, or does not fit the others.
     """
     trainer, device = config.trainer, world.device
-    _set_arithmetic(trainer, world)
-    dtype = compute_dtype(trainer.precision, device)
+    dtype = _set_arithmetic(trainer, world)
     scaler, progress = gradient_scaler(device, dtype), Progress()
-    order = EpochOrder(len(splits.train), trainer.global_batch_size)
-    _check_batches(trainer, world, order)
+    order = _build_order(config, world, splits)
     model, parallel_model = _build_models(config, world, order)
     optimizer = _build_optimizer(config, model, scaler)
+    loss = build_loss(config).to(device)
     total_steps = trainer.epochs * len(order)
     state = TrainingState(
         config=config,
@@ -63,7 +65,8 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         splits=replace(splits, train=splits.train.with_margin(config.augmentation.margin)),
         model=model,
         parallel_model=parallel_model,
-        loss=build_loss(config).to(device),
+        loss=loss,
+        training_loss=_training_loss(loss, config, splits, device),
         optimizer=optimizer,
         schedule=build_schedule(config, total_steps, len(order)),
         learning_rates=[group["lr"] for group in optimizer.param_groups],
@@ -79,9 +82,29 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     return state
 
 
-def _set_arithmetic(trainer: TrainerConfig, world: World) -> None:
+def _build_order(config: Config, world: World, splits: DataSplits) -> EpochOrder:
+    is_drawn = config.data.balance is Balance.sample
+    labels = splits.train.labels.cpu() if is_drawn else None
+    order = EpochOrder(len(splits.train), config.trainer.global_batch_size, labels)
+    _check_batches(config.trainer, world, order)
+    return order
+
+
+def _training_loss(
+    loss: nn.Module, config: Config, splits: DataSplits, device: torch.device
+) -> nn.Module:
+    if config.data.balance is not Balance.weights:
+        return loss
+    labels = splits.train.labels
+    weights = class_weights(labels.bincount(minlength=len(splits.classes)).cpu())
+    return Weighted(loss, weights).to(device)
+
+
+def _set_arithmetic(trainer: TrainerConfig, world: World) -> torch.dtype:
+    """Choose how this process computes; return the dtype of the forward pass."""
     set_reproducible(world, trainer.reproducible)
     set_gpu_arithmetic(trainer.precision)
+    return compute_dtype(trainer.precision, world.device)
 
 
 def _choose_step(state: TrainingState) -> None:
@@ -235,7 +258,7 @@ def describe(state: TrainingState) -> str:
     """Return what is about to be trained, on what device and with what data, in a few lines."""
     world, splits, data = state.world, state.splits, state.config.data
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    counts = splits.train.labels.bincount(minlength=data.num_classes).tolist()
+    counts = splits.class_counts
     rarest, commonest = counts.index(min(counts)), counts.index(max(counts))
     return (
         f"{type(state.model).__name__} with {parameters:,} parameters, "
@@ -245,5 +268,6 @@ def describe(state: TrainingState) -> str:
         f"validate, {len(splits.test):,} to test; pixels {splits.normalization.mean:.4f} "
         f"+- {splits.normalization.std:.4f}\n"
         f"class balance: {counts[rarest]:,} of class {splits.classes[rarest]} (fewest) to "
-        f"{counts[commonest]:,} of class {splits.classes[commonest]} (most)"
+        f"{counts[commonest]:,} of class {splits.classes[commonest]} (most)\n"
+        f"{draw_bars(counts, splits.classes)}"
     )

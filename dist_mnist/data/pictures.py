@@ -1,0 +1,112 @@
+"""Pictures as people have them, decoded: upright, in RGB, without transparency."""
+
+import io
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dist_mnist.config.errors import InputError, one_line
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+MOST_PIXELS = 2**26  # more than a phone's camera takes; 200 MB once they are decoded
+DEEP_MODES = ("I", "F")  # more than 8 bits a pixel; those of 16 bits begin with I, too
+
+
+def read_picture(source: bytes | Path, name: str = "the picture") -> Image.Image:
+    """Decode a picture, or the first one of an animation.
+
+    Args:
+        source: A file, or what is in one.
+        name: What messages call the content of a file; a file itself they call by its path.
+
+    Returns:
+        The picture upright, as its EXIF data says, in RGB. What is transparent has got a color that
+        what is drawn stands out from.
+
+    Raises:
+        InputError: It cannot be read, is not a picture in one of the `FORMATS`, is damaged, or has
+            more than `MOST_PIXELS`.
+    """
+    name = str(source) if isinstance(source, Path) else name
+    content = _read(source) if isinstance(source, Path) else source
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+        _check_size(picture.width * picture.height, name)
+        picture.load()
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        _check_size(None, name)
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{name} is not a picture that can be read: it must be PNG, JPEG, BMP, WebP, GIF or "
+            f"TIFF."
+        ) from None
+    except Exception as error:  # a file from elsewhere may hold anything
+        raise InputError(f"{name} is a damaged picture: {one_line(error)}.") from error
+    with suppress(Exception):  # damaged EXIF data leaves the picture as it lies
+        picture = ImageOps.exif_transpose(picture)
+    try:
+        return _opaque(_eight_bits(picture))
+    except Exception as error:  # a palette or a color profile may be damaged, too
+        raise InputError(f"{name} is a damaged picture: {one_line(error)}.") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _check_size(pixels: int | None, name: str) -> None:
+    """Refuse a picture before it is decoded; None for more pixels than Pillow would count."""
+    if pixels is None or pixels > MOST_PIXELS:
+        size = "far too many" if pixels is None else f"{pixels:,}"
+        raise InputError(
+            f"{name} has {size} pixels, and at most {MOST_PIXELS:,} are decoded: make it smaller."
+        )
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Return a picture of 16 or 32 bits a pixel in 8.
+
+    Whole numbers up to 65535 are taken as 16 bits, and fractions up to 1 as shares of white. Other
+    numbers have no range of their own: theirs is stretched to 0 to 255.
+    """
+    if not picture.mode.startswith(DEEP_MODES):
+        return picture
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
+    low, high = float(values.min()), float(values.max())
+    most = 1.0 if picture.mode == "F" else 65535.0
+    if low >= 0 and high <= most:
+        low, high = 0.0, most
+    scaled = (values - low) * (255 / max(high - low, 1e-9))
+    return Image.fromarray((scaled + 0.5).clip(0, 255).astype(np.uint8))
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """Return a picture in RGB, with a color of ours behind what is transparent.
+
+    A drawing on nothing gets black or white behind it, whichever is farther from its own color. A
+    picture that is opaque for the most part, such as one with round corners, gets its own color.
+    """
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    pixels = np.asarray(picture)
+    seen = pixels[pixels[..., 3] > 127]
+    own = np.median(seen[:, :3], axis=0) if len(seen) else np.zeros(3)
+    if 2 * len(seen) <= picture.width * picture.height:
+        own = np.full(3, 0 if own.mean() > 127 else 255)
+    red, green, blue = (int(value) for value in own)
+    paper = Image.new("RGBA", picture.size, (red, green, blue, 255))
+    return Image.alpha_composite(paper, picture).convert("RGB")
