@@ -34,10 +34,11 @@ def draw_bars(counts: Sequence[int], classes: Sequence[str]) -> str:
     rows = class_sizes(counts, classes)
     if len(rows) > ROWS_SHOWN:
         rows.sort(key=lambda row: -row.samples)
-        between = len(rows) - ROWS_SHOWN
-        first, last = rows[: ROWS_SHOWN // 2], rows[-ROWS_SHOWN // 2 :]
+        half = ROWS_SHOWN // 2
+        first, between, last = rows[:half], rows[half:-half], rows[-half:]
         width = _name_width([*first, *last])
-        middle = f"  ... {between:,} classes of {last[0].samples:,} to {first[-1].samples:,}"
+        fewest, most = between[-1].samples, between[0].samples
+        middle = f"  ... {len(between):,} more classes, of {fewest:,} to {most:,}"
         return "\n".join([*_lines(first, width), middle, *_lines(last, width)])
     return "\n".join(_lines(rows, _name_width(rows)))
 

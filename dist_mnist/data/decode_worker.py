@@ -64,9 +64,11 @@ def _decode(job: Job, descriptor: int, row: int, path: str) -> Problem | None:
         return Problem(f"it cannot be read: {error.strerror or error}", True)
     try:
         picture = read_picture(content, name="it")
+        pixels = fit_picture(picture, job.image_shape, Fit(job.fit)).tobytes()
     except InputError as error:
-        return Problem(str(error).rstrip("."), False)
-    pixels = fit_picture(picture, job.image_shape, Fit(job.fit)).tobytes()
+        return Problem(str(error).rstrip("."), isinstance(error.__cause__, MemoryError))
+    except MemoryError:
+        return Problem("there is not enough memory to decode it", True)
     written = 0
     while written < len(pixels):  # a disk that is nearly full takes only a part
         place = row * len(pixels) + written
@@ -76,10 +78,9 @@ def _decode(job: Job, descriptor: int, row: int, path: str) -> Problem | None:
 
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:  # noqa: PTH123
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise OSError(0, f"it has more than {MOST_BYTES:,} bytes")
-    return content
+        if os.fstat(file.fileno()).st_size > MOST_BYTES:
+            raise OSError(0, f"it has more than {MOST_BYTES:,} bytes")
+        return file.read()
 
 
 def main() -> None:

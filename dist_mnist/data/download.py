@@ -54,8 +54,8 @@ def open_dataset(config: DataConfig, train: bool, trusted_modules: Sequence[str]
     try:
         return build(root, download=False)
     except BuildError as error:
-        if isinstance(error.__cause__, TypeError):
-            raise  # wrong arguments; the files do not matter
+        if isinstance(error.__cause__, (TypeError, MemoryError)):
+            raise  # wrong arguments, or too little memory; the files do not matter
         # Otherwise they are missing or damaged, or another process is just downloading them.
     return _open_or_download(build, root, config)
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+PIXELS_AT_ONCE = 2**20
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -37,8 +39,8 @@ def measure_normalization(images: torch.Tensor) -> Normalization:
 def count_values(images: torch.Tensor) -> torch.Tensor:
     """Return how often each of the 256 values is in uint8 images: int64 of shape (256,)."""
     counts = torch.zeros(256, dtype=torch.int64)
-    for part in images.flatten(1).split(1000):  # bincount makes int64 of them, 8 times the size
-        counts += torch.bincount(part.flatten(), minlength=256)
+    for part in images.flatten().split(PIXELS_AT_ONCE):  # bincount makes int64 of them
+        counts += torch.bincount(part, minlength=256)
     return counts
 
 

@@ -18,7 +18,7 @@ import torch
 
 from dist_mnist.data.images import Batch, ImageTensors, count_values
 
-BLOCK = 1000  # images that are read at once
+BLOCK_BYTES = 2**24  # read at once
 BATCHES_AHEAD = 2
 CPU = torch.device("cpu")
 
@@ -152,7 +152,8 @@ Samples = ImageTensors | MappedImages
 def sum_pixels(samples: MappedImages) -> PixelSums:
     """Sum up all pixels of a set, a block at a time."""
     checksum, counts = 0, torch.zeros(256, dtype=torch.int64)
-    for places in torch.arange(len(samples)).split(BLOCK):
+    block = max(1, BLOCK_BYTES // samples.stored[0].numel())
+    for places in torch.arange(len(samples)).split(block):
         images, _ = samples[places]
         checksum = zlib.crc32(images.numpy().data, checksum)
         counts += count_values(images)

@@ -37,7 +37,8 @@ def has_parts(root: Path) -> bool:
 
 def _has_folders(folder: Path) -> bool:
     try:
-        return any(entry.is_dir() for entry in os.scandir(folder))
+        with os.scandir(folder) as entries:
+            return any(entry.is_dir() for entry in entries)
     except OSError:
         return False
 
@@ -85,7 +86,8 @@ def _walk(root: Path, part: str, links: list[str]) -> "list[tuple[str, os.stat_r
     while folders:
         folder = folders.pop()
         try:
-            entries = [*os.scandir(root / folder)]
+            with os.scandir(root / folder) as listed:
+                entries = [*listed]
         except OSError as error:
             raise InputError(f"{root / folder} cannot be read: {error.strerror}.") from error
         for entry in entries:
@@ -119,11 +121,9 @@ def _status(entry: "os.DirEntry[str]") -> os.stat_result | None:
 
 
 def _tell(top: Path, found: Classes, links: list[str], others: int) -> None:
-    empty = sorted(
-        entry.name
-        for entry in os.scandir(top)
-        if entry.is_dir() and entry.name not in found and not entry.name.startswith(".")
-    )
+    with os.scandir(top) as entries:
+        folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    empty = sorted(name for name in folders if name not in found and not name.startswith("."))
     for count, what, example in (
         (len(links), "links that lead out of the folder, or to no file", links[:1]),
         (len(empty), "folders without a picture", empty[:1]),

@@ -58,21 +58,32 @@ def sample_bytes(samples: Samples) -> int:
 
 def free_memory() -> float:
     """Return how many bytes this process may still use: the machine's, its group's, its own."""
-    own = [
-        limit
-        for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)
-        if (limit := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY
-    ]
-    return min([float("inf"), *own, *_of_the_machine(), *_of_the_groups()])
+    limits = [*_of_the_process(), *_of_the_machine(), *_of_the_groups()]
+    return min([float("inf"), *limits])
+
+
+def _of_the_process() -> Iterator[float]:
+    """Yield what is free below the limits that `ulimit` sets."""
+    for kind, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            yield limit - (_kilobytes(Path("/proc/self/status"), used) or 0.0)
 
 
 def _of_the_machine() -> Iterator[float]:
-    with suppress(OSError, ValueError, IndexError):
-        text = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2]
-        yield 1024.0 * int(text.split()[0])
+    available = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    if available is not None:
+        yield available
         return
     with suppress(OSError, ValueError):  # macOS
         yield float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _kilobytes(path: Path, name: str) -> float | None:
+    """Return a line of one of the system's tables in bytes, or None where there is none."""
+    with suppress(OSError, ValueError, IndexError):
+        return 1024.0 * int(path.read_text().partition(f"{name}:")[2].split()[0])
+    return None
 
 
 def _of_the_groups() -> Iterator[float]:
