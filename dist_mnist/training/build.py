@@ -39,6 +39,8 @@ from dist_mnist.training.step import compute, piece_count, step
 
 logger = logging.getLogger(__name__)
 
+FEW_STEPS = 50  # of a network that learns from pictures
+
 
 def build_training_state(config: Config, world: World, splits: DataSplits) -> TrainingState:
     """Build everything for a fresh run; the weights depend only on the seed.
@@ -87,6 +89,13 @@ def _build_order(config: Config, world: World, splits: DataSplits) -> EpochOrder
     labels = splits.train.labels.cpu() if is_drawn else None
     order = EpochOrder(len(splits.train), config.trainer.global_batch_size, labels)
     _check_batches(config.trainer, world, order)
+    steps = config.trainer.epochs * len(order)
+    if config.data.fit is not None and steps < FEW_STEPS:
+        logger.info(
+            "a run of %d steps teaches a network little: experiment=photos makes smaller batches, "
+            "and more epochs",
+            steps,
+        )
     return order
 
 

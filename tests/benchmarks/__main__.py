@@ -8,11 +8,13 @@ import argparse
 from pathlib import Path
 
 from tests.benchmarks import (
+    balance,
     beside,
     loop,
     peers,
     projection,
     reproducible,
+    residence,
     scaling,
     startup,
     time_to_accuracy,
@@ -31,6 +33,8 @@ BENCHMARKS = {
     "scaling": scaling.run,
     "projection": projection.run,
     "beside": beside.run,
+    "balance": balance.run,
+    "residence": residence.run,
 }
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import (
+    balance,
     loop,
     peers,
     projection,
     reproducible,
+    residence,
     scaling,
     startup,
     time_to_accuracy,
@@ -30,6 +32,8 @@ SUMMARIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling": scaling.summary,
     "tuning": lambda results: "\n".join(map(tuning._summary, results.values())),
     "reproducible": reproducible.summary,
+    "balance": balance.summary,
+    "residence": residence.summary,
 }
 
 

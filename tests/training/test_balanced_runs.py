@@ -20,7 +20,7 @@ from tests.support.runs import assert_equal, result, run_once
 pytestmark = pytest.mark.usefixtures("no_pictures", "own_cache")
 
 UNEVEN = [0] * 60 + [1] * 60 + [2] * 6
-RUN = (*FOLDER_DATA, "trainer.epochs=2", "model=mlp", "data.validation_size=0.2")
+RUN = (*FOLDER_DATA, "trainer.epochs=4", "model=mlp", "data.validation_size=0.2")
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,16 @@ def run_with_cache(cache: str, overrides: list[str]) -> None:
 
 
 def test_a_folder_makes_a_network(uneven_root: Path, tmp_path: Path) -> None:
-    run_once([*RUN, f"data.root={uneven_root}", f"run_dir={tmp_path}"])
+    run_once([*RUN, f"data.root={uneven_root}", f"run_dir={tmp_path}", "data.balance=sample"])
     classifier = load_classifier(tmp_path)
     assert classifier.classes == ("0", "1", "2")
     probabilities = classifier(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
     assert probabilities.shape == (2, 3)
+    names = ["0/0.png", "1/61.png", "2/121.png"]
+    right = [
+        classifier(classifier.read(uneven_root / "test" / name)).argmax().item() for name in names
+    ]
+    assert right == [0, 1, 2]
     content, lines = result(tmp_path)
     assert (
         content["config"]["data"]["num_classes"] == content["config"]["model"]["num_classes"] == 3
