@@ -14,7 +14,14 @@ from dist_mnist.config.data_schema import Broken, Fit, number_of
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.cache import remember
 from dist_mnist.data.mapped import MappedImages, PixelSums, sum_pixels
-from dist_mnist.data.picture_files import Classes, PictureFile, find_pictures, has_parts, printable
+from dist_mnist.data.picture_files import (
+    Classes,
+    PictureFile,
+    find_classes,
+    find_pictures,
+    has_parts,
+    printable,
+)
 from dist_mnist.data.picture_store import Stored, store_pictures
 from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.data.splits import stratified_choice
@@ -66,7 +73,7 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         in_parts = has_parts(folder)
         part = ("train" if train else "test") if in_parts else ""
         found = find_pictures(folder, part)
-        names = [*(find_pictures(folder, "train") if in_parts and not train else found)]
+        names = find_classes(folder, "train") if part == "test" else [*found]
         _check_classes(root, names, found)
         files, labels = _in_order(names, found)
         stored = store_pictures(folder, part, files, image_shape, fit)

@@ -4,6 +4,7 @@ import logging
 import os
 import stat
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def find_pictures(root: Path, part: str = "") -> Classes:
     others = 0
     for path, file in _walk(root.resolve(), part, links):
         name, _, rest = path.removeprefix(f"{part}/" if part else "").partition("/")
-        if rest and Path(path).suffix.lower() in SUFFIXES:
+        if rest and _is_picture(path):
             found[name].append(PictureFile(path, file.st_size, file.st_mtime_ns))
         else:
             others += 1
@@ -80,9 +81,25 @@ def find_pictures(root: Path, part: str = "") -> Classes:
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
-def _walk(root: Path, part: str, links: list[str]) -> "list[tuple[str, os.stat_result]]":
-    """Return the plain files of a tree; add the links that are not followed to `links`."""
-    found, folders = [], [part]
+def find_classes(root: Path, part: str) -> list[str]:
+    """Return the names of the folders of a tree that `find_pictures` finds pictures in."""
+    with os.scandir(root / part) as entries:
+        names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    return [
+        name
+        for name in names
+        if not name.startswith(".")
+        and any(_is_picture(path) for path, _ in _walk(root.resolve(), f"{part}/{name}", []))
+    ]
+
+
+def _is_picture(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES)
+
+
+def _walk(root: Path, part: str, links: list[str]) -> "Iterator[tuple[str, os.stat_result]]":
+    """Yield the plain files of a tree; add the links that are not followed to `links`."""
+    folders = [part]
     while folders:
         folder = folders.pop()
         try:
@@ -101,8 +118,7 @@ def _walk(root: Path, part: str, links: list[str]) -> "list[tuple[str, os.stat_r
             else:
                 status = _status(entry)
                 if status is not None and stat.S_ISREG(status.st_mode):
-                    found.append((path, status))
-    return found
+                    yield path, status
 
 
 def _is_file_within(root: Path, link: Path) -> bool:
