@@ -114,7 +114,7 @@ def _as_one(trials: "Sequence[Trial]") -> "Trial":
 
 def _tell(scores: "Sequence[_Score]", last: "Trial", form: Format) -> None:
     """Print scores: one in detail, several side by side, and each in a line of its own."""
-    from dist_mnist.record.console import result_line
+    from dist_mnist.record.console import log_result
     from dist_mnist.training.evaluation import numbers
     from dist_mnist.training.scores import comparison, score_lines, score_values
 
@@ -130,7 +130,7 @@ def _tell(scores: "Sequence[_Score]", last: "Trial", form: Format) -> None:
         lines = comparison([str(one.path) for one in scores], [one.evaluation for one in scores])
     logger.info("\n".join([*lines, ""]))
     for score in scores:
-        logger.info(result_line(numbers("test", score.evaluation), score.seconds, score.path))
+        log_result(numbers("test", score.evaluation), score.seconds, score.path)
 
 
 def _draw(folder: Path, trial: "Trial", evaluation: "Evaluation") -> None:

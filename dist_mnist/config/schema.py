@@ -6,12 +6,13 @@ values; the rest of the package never sees OmegaConf.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dist_mnist.config.data_schema import DataConfig
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.errors import require as _require
 from dist_mnist.config.overrides import in_home
@@ -51,49 +52,6 @@ class Logger(Enum):
     wandb = "wandb"
     tensorboard = "tensorboard"
     csv = "csv"
-
-
-@dataclass
-class DataConfig:
-    """A data set, and how its training files are split."""
-
-    name: str
-    num_classes: int
-    image_shape: list[int]  # channels, height, width
-    dataset: dict[str, Any]  # _target_(root, train, download)
-    root: str  # the folder of the files, in torchvision's layout
-    validation_size: int  # training samples held out, stratified by class
-    normalize: bool  # scale pixels to mean 0 and deviation 1, instead of to the range 0 to 1
-    classes: list[int] | None = None  # the labels to keep; they become 0, 1, 2 and so on
-    samples_per_class: int | None = None  # training samples to keep of each class
-
-    def __post_init__(self) -> None:
-        self._check_choice()
-        _require(
-            self.root.strip() != "", "data.root", self.root, "it must be a folder; . is this one"
-        )
-        self.root = in_home(self.root)
-        _require(
-            self.num_classes >= 2, "data.num_classes", self.num_classes, "it must be at least 2"
-        )
-        _require(
-            self.validation_size >= 0,
-            "data.validation_size",
-            self.validation_size,
-            "it must be a number of samples, or 0 to train on all of them",
-        )
-
-    def _check_choice(self) -> None:
-        chosen, samples = self.classes, self.samples_per_class
-        _require(
-            samples is None or samples >= 1,
-            *("data.samples_per_class", samples, "it must be at least 1, or null for all"),
-        )
-        if chosen is not None:
-            is_set = len({*chosen}) == len(chosen) and min(chosen, default=-1) >= 0
-            _require(is_set, "data.classes", chosen, "it must be different labels, from 0")
-            rule = f"data.classes={chosen} needs {len(chosen)}"
-            _require(len(chosen) == self.num_classes, "data.num_classes", self.num_classes, rule)
 
 
 @dataclass
@@ -239,6 +197,21 @@ def build_config(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
+
+
+def with_num_classes(config: Config, count: int) -> Config:
+    """Return a config with the number of classes, wherever it is null, in data, model and loss."""
+    parts = {name: _filled(getattr(config, name), count) for name in ("model", "loss")}
+    return replace(config, data=replace(config.data, num_classes=count), **parts)
+
+
+def _filled(value: Any, count: int) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: count if key == "num_classes" and part is None else _filled(part, count)
+            for key, part in value.items()
+        }
+    return value
 
 
 def plain_config(config: Config) -> dict[str, Any]:

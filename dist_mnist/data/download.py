@@ -13,8 +13,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from dist_mnist.config.data_schema import DataConfig
 from dist_mnist.config.errors import BuildError, InputError, one_line
-from dist_mnist.config.schema import DataConfig
 from dist_mnist.config.targets import instantiate
 from dist_mnist.data.idx import unpack_idx_files
 from dist_mnist.record.files import FULL_DISK, cannot_write
@@ -54,8 +54,8 @@ def open_dataset(config: DataConfig, train: bool, trusted_modules: Sequence[str]
     try:
         return build(root, download=False)
     except BuildError as error:
-        if isinstance(error.__cause__, TypeError):
-            raise  # wrong arguments; the files do not matter
+        if isinstance(error.__cause__, (TypeError, MemoryError)):
+            raise  # wrong arguments, or too little memory; the files do not matter
         # Otherwise they are missing or damaged, or another process is just downloading them.
     return _open_or_download(build, root, config)
 

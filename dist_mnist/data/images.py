@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+PIXELS_AT_ONCE = 2**20
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -28,14 +30,28 @@ class Normalization:
 def measure_normalization(images: torch.Tensor) -> Normalization:
     """Return the exact mean and standard deviation of all pixels.
 
-    They are computed from counts of the 256 values, so the number of threads does not matter.
-
     Args:
         images: uint8 of any shape.
     """
+    return normalization_of(count_values(images))
+
+
+def count_values(images: torch.Tensor) -> torch.Tensor:
+    """Return how often each of the 256 values is in uint8 images: int64 of shape (256,)."""
     counts = torch.zeros(256, dtype=torch.int64)
-    for part in images.flatten(1).split(1000):  # bincount makes int64 of them, 8 times the size
-        counts += torch.bincount(part.flatten(), minlength=256)
+    for part in images.flatten().split(PIXELS_AT_ONCE):  # bincount makes int64 of them
+        counts += torch.bincount(part, minlength=256)
+    return counts
+
+
+def normalization_of(counts: torch.Tensor) -> Normalization:
+    """Return the exact mean and standard deviation of pixels.
+
+    They are computed from counts of the 256 values, so the number of threads does not matter.
+
+    Args:
+        counts: int64 of shape (256,).
+    """
     values = torch.arange(256, dtype=torch.int64)
     total = int(counts.sum())
     mean = int((counts * values).sum()) / total
@@ -68,10 +84,26 @@ class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         # index_select copies whole images; `images[indices]` would look up every byte.
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
+    def block(self, place: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images and labels of neighbors."""
+        return self.images[place], self.labels[place]
+
+    def subset(self, indices: torch.Tensor) -> "ImageTensors":
+        """Return a copy of some of the samples."""
+        return ImageTensors(*self[indices])
+
+    def resident(self) -> "ImageTensors":
+        """Return itself."""
+        return self
+
     def checksum(self) -> int:
         """Return the CRC-32 of all images and labels; they must be on the CPU."""
         images, labels = (part.numpy().data for part in (self.images, self.labels))
         return zlib.crc32(labels, zlib.crc32(images))
+
+    def value_counts(self) -> torch.Tensor:
+        """Return how often each of the 256 values is in the images: int64 of shape (256,)."""
+        return count_values(self.images)
 
     def to(self, device: torch.device) -> "ImageTensors":
         """Return the same samples on a device."""
@@ -87,9 +119,11 @@ class Batch:
     """One rank's share of a global batch.
 
     Attributes:
-        indices: int64 of shape (share,), places in the training set; the share may be empty.
+        indices: int64 of shape (share,), places in `samples`; the share may be empty.
         size: The number of samples in the global batch, over all ranks.
+        samples: Where the share is, on the device that computes; None for the training set.
     """
 
     indices: torch.Tensor
     size: int
+    samples: ImageTensors | None = None

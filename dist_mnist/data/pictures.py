@@ -16,11 +16,12 @@ MOST_PIXELS = 2**26  # more than a phone's camera takes; 200 MB once they are de
 DEEP_MODES = ("I", "F")  # more than 8 bits a pixel; those of 16 bits begin with I, too
 
 
-def read_picture(source: bytes | Path) -> Image.Image:
+def read_picture(source: bytes | Path, name: str = "the file") -> Image.Image:
     """Decode a picture, or the first one of an animation.
 
     Args:
         source: A file, or what is in one.
+        name: What messages call the content of a file; a file itself they call by its path.
 
     Returns:
         The picture upright, as its EXIF data says, in RGB. What is transparent has got a color that
@@ -30,7 +31,7 @@ def read_picture(source: bytes | Path) -> Image.Image:
         InputError: It cannot be read, is not a picture in one of the `FORMATS`, is damaged, or has
             more than `MOST_PIXELS`.
     """
-    name = str(source) if isinstance(source, Path) else "the file"
+    name = str(source) if isinstance(source, Path) else name
     content = _read(source) if isinstance(source, Path) else source
     try:
         with warnings.catch_warnings():
@@ -51,7 +52,10 @@ def read_picture(source: bytes | Path) -> Image.Image:
         raise InputError(f"{name} is a damaged picture: {one_line(error)}.") from error
     with suppress(Exception):  # damaged EXIF data leaves the picture as it lies
         picture = ImageOps.exif_transpose(picture)
-    return _opaque(_eight_bits(picture))
+    try:
+        return _opaque(_eight_bits(picture))
+    except Exception as error:  # a palette or a color profile may be damaged, too
+        raise InputError(f"{name} is a damaged picture: {one_line(error)}.") from error
 
 
 def _read(path: Path) -> bytes:
@@ -75,12 +79,20 @@ def _check_size(pixels: int | None, name: str) -> None:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Return a picture of 16 or 32 bits a pixel in 8, its range stretched to 0 to 255."""
+    """Return a picture of 16 or 32 bits a pixel in 8.
+
+    Whole numbers up to 65535 are taken as 16 bits, and fractions up to 1 as shares of white. Other
+    numbers have no range of their own: theirs is stretched to 0 to 255.
+    """
     if not picture.mode.startswith(DEEP_MODES):
         return picture
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
-    return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
+    most = 1.0 if picture.mode == "F" else 65535.0
+    if low >= 0 and high <= most:
+        low, high = 0.0, most
+    scaled = (values - low) * (255 / max(high - low, 1e-9))
+    return Image.fromarray((scaled + 0.5).clip(0, 255).astype(np.uint8))
 
 
 def _opaque(picture: Image.Image) -> Image.Image:

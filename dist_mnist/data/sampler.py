@@ -5,11 +5,12 @@ middle of an epoch, only the number of batches done has to be known.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.data import Sampler
 
+from dist_mnist.data.balance import balanced_order
 from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.distributed.world import World
 
@@ -21,10 +22,13 @@ class EpochOrder:
     Attributes:
         size: The number of samples.
         global_batch_size: The number of samples in a batch; the last batch may be smaller.
+        labels: Of all samples, int64 of shape (size,) on the CPU, to draw from each class equally
+            often; None to see every sample once.
     """
 
     size: int
     global_batch_size: int
+    labels: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return -(-self.size // self.global_batch_size)
@@ -33,12 +37,21 @@ class EpochOrder:
         """Return the number of samples in a global batch, over all processes."""
         return min(self.global_batch_size, self.size - batch * self.global_batch_size)
 
+    def draw(self, seed: int, epoch: int) -> torch.Tensor:
+        """Return the places of an epoch's samples, one after the other: int64 of shape (size,)."""
+        # On the CPU, whose generator gives the same order on every machine.
+        generator = torch.Generator().manual_seed(keyed_seed(seed, "order", epoch))
+        if self.labels is not None:
+            return balanced_order(self.labels, generator)
+        return torch.randperm(self.size, generator=generator)
+
 
 class DistributedBatchSampler(Sampler[torch.Tensor]):
     """This process's share of each global batch of one epoch, as index tensors.
 
-    No sample is padded, repeated or dropped. Every process yields the same number of shares. Their
-    sizes differ by at most one; in a small last batch, a share may be empty.
+    No sample is padded, repeated or dropped, unless classes are balanced. Every process yields the
+    same number of shares. Their sizes differ by at most one; in a small last batch, a share may be
+    empty.
 
     Args:
         order: The sizes.
@@ -62,8 +75,6 @@ class DistributedBatchSampler(Sampler[torch.Tensor]):
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Yield int64 tensors of shape (share,) on the world's device."""
-        # Shuffled on the CPU, whose generator gives the same order on every machine.
-        generator = torch.Generator().manual_seed(keyed_seed(self.seed, "order", self.epoch))
-        indices = torch.randperm(self.order.size, generator=generator).to(self.world.device)
+        indices = self.order.draw(self.seed, self.epoch).to(self.world.device)
         for batch in indices.split(self.order.global_batch_size)[self.first_batch :]:
             yield batch[self.world.rank :: self.world.size]

@@ -1,20 +1,25 @@
-"""A data set as tensors that stay on the training device: train, validation and test.
+"""A data set in its parts: train, validation and test.
 
-MNIST is 47 MB as bytes: it stays in memory as uint8, and a batch is one indexing operation. No
-worker processes, no Python per sample, no image library in the loop.
+MNIST is 47 MB as bytes: it stays on the device as uint8, and a batch is one indexing operation. No
+worker processes, no Python per sample, no image library in the loop. What does not fit there stays
+in a file that is mapped into memory.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from dist_mnist.config.data_schema import DataConfig, Residence, number_of
 from dist_mnist.config.errors import InputError, one_line
-from dist_mnist.config.schema import DataConfig
 from dist_mnist.data.download import open_dataset
-from dist_mnist.data.images import ImageTensors, Normalization, measure_normalization
+from dist_mnist.data.images import ImageTensors, Normalization, normalization_of
+from dist_mnist.data.mapped import MappedImages, Samples
+from dist_mnist.data.residence import load_shared, stays_on_host
 from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.data.subset import choose_classes, choose_samples
+from dist_mnist.distributed.world import World
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,20 @@ class DataSplits:
         fingerprint: The number of samples in the files and a checksum of them, by name.
     """
 
-    train: ImageTensors
-    validation: ImageTensors
-    test: ImageTensors
+    train: Samples
+    validation: Samples
+    test: Samples
     normalization: Normalization
     classes: tuple[str, ...]
     fingerprint: dict[str, int]
 
+    @property
+    def class_counts(self) -> list[int]:
+        """The number of training samples of each class."""
+        return self.train.labels.bincount(minlength=len(self.classes)).tolist()
+
     def to(self, device: torch.device) -> "DataSplits":
-        """Return the same parts on a device."""
+        """Return the same parts on a device, or on their way to it if they stay on the host."""
         return replace(
             self,
             train=self.train.to(device),
@@ -47,28 +57,44 @@ class DataSplits:
             test=self.test.to(device),
         )
 
+    def resident(self) -> "DataSplits":
+        """Return the same parts in this process's own memory."""
+        return replace(
+            self,
+            train=self.train.resident(),
+            validation=self.validation.resident(),
+            test=self.test.resident(),
+        )
+
     def without_train(self) -> "DataSplits":
         """Return the same parts without the training samples, so that their memory can be freed."""
         nothing = torch.empty(0, dtype=torch.int64, device=self.train.labels.device)
-        return replace(self, train=ImageTensors(*self.train[nothing]))
+        return replace(self, train=self.train.subset(nothing))
 
 
-def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = ()) -> DataSplits:
+def load_splits(
+    config: DataConfig,
+    seed: int,
+    trusted_modules: Sequence[str] = (),
+    world: World | None = None,
+) -> DataSplits:
     """Load a data set, download it if it is missing, and hold out the validation part.
 
     Safe to call from many processes at once. The split depends on the seed alone.
+
+    Args:
+        config: Which data set.
+        seed: Of the validation part.
+        trusted_modules: Modules that its class may come from.
+        world: Decides where the samples stay; None for one process on the CPU.
 
     Raises:
         InputError: The files are missing, damaged or do not fit the config, or their folder
             cannot be written.
     """
-    training, classes = load_part(config, train=True, trusted_modules=trusted_modules)
-    test, _ = load_part(config, train=False, trusted_modules=trusted_modules)
-    if config.validation_size >= len(training):
-        raise InputError(
-            f"data.validation_size={config.validation_size} leaves nothing to train on: "
-            f"{config.name} has {len(training)} training samples."
-        )
+    training, classes = _load(config, True, trusted_modules, world)
+    test, test_classes = _load(config, False, trusted_modules, world)
+    _check_classes(config, classes, test_classes)
     fingerprint = {
         "training samples": len(training),
         "checksum of the training samples": training.checksum(),
@@ -77,28 +103,97 @@ def load_splits(config: DataConfig, seed: int, trusted_modules: Sequence[str] = 
     }
     normalization = Normalization(0.0, 1.0)
     if config.normalize:
-        normalization = measure_normalization(training.images)
-    held_out = stratified_choice(training.labels, config.validation_size, seed)
-    validation = ImageTensors(*training[held_out])
-    if config.validation_size:
-        kept = torch.ones(len(training), dtype=torch.bool)
-        kept[held_out] = False
-        training = ImageTensors(*training[kept.nonzero().flatten()])
+        normalization = normalization_of(training.value_counts())
+    training, validation = _hold_out(config, training, seed)
     if config.samples_per_class:
         few = choose_samples(training.labels, classes, config.samples_per_class, seed)
-        training = ImageTensors(*training[few])
-    return DataSplits(training, validation, test, normalization, classes, fingerprint)
+        training = training.subset(few)
+    splits = DataSplits(training, validation, test, normalization, classes, fingerprint)
+    return splits if stays_on_host(config.residence, training, world) else splits.resident()
+
+
+def _hold_out(config: DataConfig, training: Samples, seed: int) -> tuple[Samples, Samples]:
+    """Return what is left to train on, and the validation part."""
+    size = number_of(config.validation_size, len(training))
+    if size >= len(training):
+        raise InputError(
+            f"data.validation_size={config.validation_size} leaves nothing to train on: "
+            f"{config.name} has {len(training)} training samples."
+        )
+    held_out = stratified_choice(training.labels, size, seed)
+    validation = training.subset(held_out)
+    if size == 0:
+        return training, validation
+    kept = torch.ones(len(training), dtype=torch.bool)
+    kept[held_out] = False
+    return training.subset(kept.nonzero().flatten()), validation
+
+
+def _check_classes(
+    config: DataConfig, classes: tuple[str, ...], test_classes: tuple[str, ...]
+) -> None:
+    if len(test_classes) > len(classes):
+        raise InputError(
+            f"{config.name} has {len(test_classes)} classes in its test samples and "
+            f"{len(classes)} in its training samples: set data.num_classes."
+        )
+    if len(classes) < 2:
+        raise InputError(f"{config.name} has one class: there is nothing to tell apart.")
+
+
+def _load(
+    config: DataConfig, train: bool, trusted_modules: Sequence[str], world: World | None
+) -> tuple[Samples, tuple[str, ...]]:
+    """Load a part; if it is to stay on the host, map it from a file that all processes share."""
+    names: list[tuple[str, ...]] = []
+
+    def load() -> Samples:
+        samples, classes = load_part(config, train, trusted_modules)
+        names.append(classes)
+        return samples
+
+    if config.residence is Residence.host:
+        return load_shared(load), names[0]
+    samples = load()
+    if isinstance(samples, ImageTensors) and stays_on_host(config.residence, samples, world):
+        return load_shared(lambda: samples), names[0]
+    return samples, names[0]
 
 
 def load_part(
     config: DataConfig, train: bool, trusted_modules: Sequence[str] = ()
-) -> tuple[ImageTensors, tuple[str, ...]]:
+) -> tuple[Samples, tuple[str, ...]]:
     """Load the training or the test files of a data set, and the names of its classes.
 
     Raises:
         InputError: As `load_splits`.
     """
     source = open_dataset(config, train, trusted_modules)
+    samples = getattr(source, "samples", None)
+    if not isinstance(samples, MappedImages):
+        samples = _read_arrays(config, source)
+    known = max(config.num_classes or 0, int(samples.labels.max()) + 1)
+    classes = tuple(str(name) for name in getattr(source, "classes", range(known)))
+    if config.classes:
+        chosen, labels, classes = choose_classes(config, samples.labels, classes)
+        samples = samples.subset(chosen)
+        samples.labels = labels
+    low, high = int(samples.labels.min()), int(samples.labels.max())
+    if low < 0 or high >= (config.num_classes or len(classes)):
+        raise InputError(
+            f"data.num_classes={config.num_classes} does not fit {config.name}: "
+            f"its labels go from {low} to {high}."
+        )
+    if config.num_classes not in (None, len(classes)):
+        raise InputError(
+            f"data.num_classes={config.num_classes} does not fit {config.name}, "
+            f"which has {len(classes)} classes."
+        )
+    return samples, classes
+
+
+def _read_arrays(config: DataConfig, source: Any) -> ImageTensors:
+    """Return the images and labels that a data set has as arrays."""
     if not (hasattr(source, "data") and hasattr(source, "targets")):
         raise InputError(
             f"data.dataset._target_={config.dataset['_target_']} has no attributes `data` and "
@@ -112,18 +207,7 @@ def load_part(
             f"{config.name} has images or labels that are not arrays: {one_line(error)[:300]}."
         ) from error
     _check_images_and_labels(config, images, labels)
-    numbers = range(max(config.num_classes, int(labels.max()) + 1))
-    classes = tuple(str(name) for name in getattr(source, "classes", numbers))
-    if config.classes:
-        chosen, labels, classes = choose_classes(config, labels, classes)
-        images = images[chosen]
-    _check_range(config, labels)
-    if len(classes) != config.num_classes:
-        raise InputError(
-            f"data.num_classes={config.num_classes} does not fit {config.name}, "
-            f"which has {len(classes)} classes."
-        )
-    return ImageTensors(images.contiguous(), labels.long().contiguous()), classes
+    return ImageTensors(images.contiguous(), labels.long().contiguous())
 
 
 def _channels_first(images: torch.Tensor, image_shape: list[int]) -> torch.Tensor:
@@ -158,15 +242,6 @@ def _check_images_and_labels(
         )
     if len(images) != len(labels) or len(labels) == 0:
         raise InputError(f"{config.name} has {len(images)} images and {len(labels)} labels.")
-
-
-def _check_range(config: DataConfig, labels: torch.Tensor) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= config.num_classes:
-        raise InputError(
-            f"data.num_classes={config.num_classes} does not fit {config.name}: "
-            f"its labels go from {low} to {high}."
-        )
 
 
 def _look_one_hot(labels: torch.Tensor) -> bool:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from dist_mnist.config.data_schema import DataConfig
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.schema import DataConfig
 from dist_mnist.data.seeding import keyed_seed
 
 

@@ -31,7 +31,7 @@ def build_model(config: Config) -> nn.Module:
         raise InputError(
             f"model cannot take images of shape {data.image_shape}: {one_line(error)}."
         ) from error
-    check_outputs(outputs, 2, data.num_classes)
+    check_outputs(outputs, 2, data.class_count)
     return model
 
 
@@ -45,7 +45,7 @@ def build_loss(config: Config) -> nn.Module:
         "loss", config.loss, nn.Module, trusted_modules=config.trusted_modules
     )
     try:
-        values = loss(torch.zeros(2, config.data.num_classes), torch.zeros(2, dtype=torch.int64))
+        values = loss(torch.zeros(2, config.data.class_count), torch.zeros(2, dtype=torch.int64))
     except Exception as error:
         raise InputError(f"loss cannot be used: {one_line(error)[:300]}.") from error
     if getattr(values, "shape", None) != (2,):

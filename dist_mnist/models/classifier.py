@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_mnist.config.data_schema import Fit
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Config, config_from_plain
 from dist_mnist.data.images import Normalization
@@ -27,12 +28,16 @@ class Classifier:
         normalization: The one it was trained with.
         dtype: The dtype of its forward pass.
         classes: The names of the classes, in the order of the outputs.
+        image_shape: Channels, height and width of its images, if it was loaded.
+        fit: What becomes of a picture of another aspect, if it was trained on a folder of pictures.
     """
 
     model: nn.Module
     normalization: Normalization
     dtype: torch.dtype
     classes: tuple[str, ...]
+    image_shape: tuple[int, ...] = ()
+    fit: Fit | None = None
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 images (B, C, H, W) on the network's device to float32 logits (B, classes).
@@ -60,6 +65,29 @@ class Classifier:
             )
         device = next((p.device for p in self.model.parameters()), images.device)
         return self.logits(images.to(device)).softmax(dim=1)
+
+    def read(self, source: str | Path | bytes) -> torch.Tensor:
+        """Decode a picture and make of it what became of the pictures that it was trained on.
+
+        Args:
+            source: A file, or what is in one.
+
+        Returns:
+            uint8 of shape (1, C, H, W), for a call of the classifier.
+
+        Raises:
+            InputError: It cannot be read, or the network was not trained on a folder of pictures.
+        """
+        from dist_mnist.data.fitting import fit_picture
+        from dist_mnist.data.pictures import read_picture
+
+        if self.fit is None:
+            raise InputError(
+                "the network was not trained on a folder of pictures, so it is not known what its "
+                "images are made of: give it images as tensors."
+            )
+        picture = read_picture(Path(source) if isinstance(source, str) else source)
+        return torch.from_numpy(fit_picture(picture, self.image_shape, self.fit)).unsqueeze(0)
 
 
 def find_checkpoint(path: str | Path | None) -> Path:
@@ -123,6 +151,8 @@ def classifier_from_checkpoint(
         normalization=_normalization(content["normalization"]),
         dtype=compute_dtype(config.trainer.precision, device),
         classes=tuple(str(name) for name in content["classes"]),
+        image_shape=tuple(config.data.image_shape),
+        fit=config.data.fit,
     )
 
 

@@ -41,6 +41,27 @@ class CrossEntropy(nn.Module):
         return (F.log_softmax(outputs, dim=1) * rows).sum(dim=1)
 
 
+class Weighted(nn.Module):
+    """Another loss, times a weight for each class.
+
+    Args:
+        loss: Returns one value per sample.
+        weights: float of shape (classes,).
+    """
+
+    weights: torch.Tensor
+
+    def __init__(self, loss: nn.Module, weights: torch.Tensor) -> None:
+        super().__init__()
+        self.loss = loss
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Map float outputs (B, classes) and int64 labels (B,) to losses (B,)."""
+        losses: torch.Tensor = self.loss(outputs, labels)
+        return losses * self.weights.index_select(0, labels)
+
+
 class NegativeLogLikelihood(nn.Module):
     """The negative log-probability of each label.
 

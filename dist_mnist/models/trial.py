@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from dist_mnist.config.data_schema import DataConfig
 from dist_mnist.config.errors import InputError, one_line
-from dist_mnist.config.schema import DataConfig
 
 T = TypeVar("T")
 WEIGHTED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -108,7 +108,7 @@ def _try(model: nn.Module, data: DataConfig, images: int) -> Trial:
             layer.register_forward_hook(count)
     with torch.random.fork_rng(devices=[]):
         outputs = tried(torch.zeros(images, *data.image_shape))
-        check_outputs(outputs, images, data.num_classes, when=" in train mode")
+        check_outputs(outputs, images, data.class_count, when=" in train mode")
         outputs.float().sum().backward()
     _check_gradients(tried)
     # By the model, not by its copy: a layer that thaws later may freeze itself in a forward pass.

@@ -61,12 +61,14 @@ def log_to_file(run_dir: Path) -> Iterator[None]:
 def epoch_row(line: Mapping[str, Any], epochs: int, seconds_left: float) -> str:
     """Return an epoch's journal line as a row under `HEADER`."""
     left = max(0, round(seconds_left))
+    balanced = line.get("validation/balanced_accuracy")
     return (
         f"{line['epoch']:>3}/{epochs:<3}{line['step']:>8}  |"
         f"{_number(line['train/loss'], 12)}{_percent(line['train/accuracy'])}  |"
         f"{_number(line['validation/loss'], 17)}{_percent(line['validation/accuracy'])}  |"
         f"{line['learning_rate']:>15.2e}{line['images_per_second']:>10,.0f}"
         f"{left // 60:>7}:{left % 60:02}"
+        + ("" if balanced is None else f"   balanced {100 * balanced:.2f} %")
     )
 
 
@@ -76,6 +78,21 @@ def _number(value: float | None, width: int) -> str:
 
 def _percent(value: float | None) -> str:
     return f"{'-':>10}" if value is None else f"{100 * value:>8.2f} %"
+
+
+def log_result(test: Mapping[str, Any], seconds: float, place: Path) -> None:
+    """Log the score of a training or an evaluation; the last line is for scripts, too.
+
+    Args:
+        test: As for `result_line`; with `test/balanced_accuracy` if classes are uneven.
+        seconds: How long it took.
+        place: The run directory, or the checkpoint.
+    """
+    logger = logging.getLogger(__name__)
+    balanced = test.get("test/balanced_accuracy")
+    if balanced is not None:
+        logger.info("balanced test accuracy %.4f: the mean of the classes' accuracies", balanced)
+    logger.info(result_line(test, seconds, place))
 
 
 def result_line(test: Mapping[str, Any], seconds: float, place: Path) -> str:

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ def _own_settings() -> Iterator[None]:
     _import_matplotlib()
     import matplotlib
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A class may have a name that the font lacks letters for: boxes take their place.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False
         yield
@@ -71,15 +74,17 @@ def draw_all(
     mistakes: Sequence[Mistake],
     images: torch.Tensor,
     classes: Sequence[str],
+    compared: Sequence[int] | None = None,
 ) -> list[Path]:
     """Draw every picture into `plots/`.
 
     Args:
         run_dir: The run's directory, with its journal.
-        confusion: Counts, int64 of shape (classes, classes), a row for each label.
+        confusion: Counts, int64 of shape (compared, compared), a row for each label.
         mistakes: Wrong predictions, the most confident ones first.
-        images: The test set, uint8 of shape (N, C, H, W).
+        images: The images that they index, uint8 of shape (N, C, H, W).
         classes: The names of the classes.
+        compared: The classes that the counts are of; None for all.
 
     Returns:
         The PNG files.
@@ -87,9 +92,11 @@ def draw_all(
     Raises:
         InputError: They cannot be written, or the journal cannot be read.
     """
+    classes = [_short(name, 24) for name in classes]
+    names = classes if compared is None else [classes[label] for label in compared]
     return [
         draw_curves(run_dir),
-        draw_confusion(run_dir, confusion, classes),
+        draw_confusion(run_dir, confusion, names),
         draw_mistakes(run_dir, mistakes, images, classes),
     ]
 
@@ -207,7 +214,7 @@ def draw_mistakes(
         large = image.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
         # Directly onto the canvas: two dozen axes would take longer than validating an epoch.
         figure.figimage(large.numpy(), left, bottom, cmap="gray", vmin=0, vmax=255)
-        label, prediction = classes[mistake.label], classes[mistake.prediction]
+        label, prediction = (_short(classes[c], 8) for c in (mistake.label, mistake.prediction))
         figure.text(
             (left + zoom * width / 2) / (columns * cell_width),
             (bottom + zoom * height + 4) / (rows * cell_height),
@@ -241,6 +248,10 @@ def draw_examples(run_dir: Path, images: torch.Tensor) -> Path:
     content = io.BytesIO()
     Image.fromarray(sheet.contiguous().numpy()).save(content, "png")
     return _write(run_dir, "examples", content)
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}\u2026"
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -93,7 +93,9 @@ class RunRecorder(Recorder):
         self._saved_step = step
 
     def finish(self, best: Path) -> None:  # noqa: D102
-        self._report("finished")
+        path = self._report("finished")
+        if path is not None:
+            logger.info("report: %s", path)
         self.tracker.keep(best)
         self.tracker.finish(exit_code=0)
 
@@ -103,13 +105,14 @@ class RunRecorder(Recorder):
         self._report(f"stopped by {error}" if is_stopped else _reason(error))
         self.tracker.finish(exit_code=signals.STOPPED if is_stopped else 1)
 
-    def _report(self, end: str) -> None:
-        """Note the end and write the report; the run is as good without it."""
+    def _report(self, end: str) -> Path | None:
+        """Note the end and write the report, if that works: the run is as good without it."""
         note_end(self._run_dir, self._saved_step, end)
         try:
-            logger.info("report: %s", write_report(self._run_dir))
+            return write_report(self._run_dir)
         except Exception as error:
             logger.warning("the run has no report: %s", _reason(error))
+            return None
 
 
 def _reason(error: BaseException) -> str:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Table(NamedTuple):
-    """A table; a cell that is a uint8 tensor of shape (H, W) becomes a picture."""
+    """A table; a cell that is a uint8 tensor (H, W) or (H, W, 3) becomes a picture."""
 
     columns: list[str]
     rows: list[list[Any]]

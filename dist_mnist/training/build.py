@@ -10,9 +10,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from dist_mnist.config.data_schema import Balance
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, TrainerConfig
 from dist_mnist.config.targets import instantiate
+from dist_mnist.data.balance import class_weights, draw_bars
 from dist_mnist.data.sampler import EpochOrder
 from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.data.splits import DataSplits
@@ -20,6 +22,7 @@ from dist_mnist.distributed.cpu_threads import choose_threads
 from dist_mnist.distributed.gradients import parallelize
 from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
 from dist_mnist.models.build import build_loss, build_model
+from dist_mnist.models.losses import Weighted
 from dist_mnist.models.precision import compute_dtype, gradient_scaler, set_gpu_arithmetic
 from dist_mnist.models.transfer import freeze, parameter_groups, thawing_parameters
 from dist_mnist.models.trial import Trial, trains_on_one_image, try_out
@@ -38,6 +41,8 @@ from dist_mnist.training.step import compute, piece_count, step
 
 logger = logging.getLogger(__name__)
 
+FEW_STEPS = 50  # of a network that learns from pictures
+
 
 def build_training_state(config: Config, world: World, splits: DataSplits) -> TrainingState:
     """Build everything for a fresh run; the weights depend only on the seed.
@@ -53,10 +58,10 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     trainer, device = config.trainer, world.device
     dtype = _set_arithmetic(trainer, world)
     scaler, progress = gradient_scaler(device, dtype), Progress()
-    order = EpochOrder(len(splits.train), trainer.global_batch_size)
-    _check_batches(trainer, world, order)
+    order = _build_order(config, world, splits)
     model, parallel_model = _build_models(config, world, order)
     optimizer = _build_optimizer(config, model, scaler)
+    loss = build_loss(config).to(device)
     total_steps = trainer.epochs * len(order)
     state = TrainingState(
         config=config,
@@ -65,7 +70,8 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         model=model,
         parallel_model=parallel_model,
         thawing=thawing_parameters(model, config.transfer),
-        loss=build_loss(config).to(device),
+        loss=loss,
+        training_loss=_training_loss(loss, config, splits, device),
         optimizer=optimizer,
         schedule=build_schedule(config, total_steps, len(order)),
         learning_rates=[group["lr"] for group in optimizer.param_groups],
@@ -79,6 +85,31 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     )
     _choose_step(state)
     return state
+
+
+def _build_order(config: Config, world: World, splits: DataSplits) -> EpochOrder:
+    is_drawn = config.data.balance is Balance.sample
+    labels = splits.train.labels.cpu() if is_drawn else None
+    order = EpochOrder(len(splits.train), config.trainer.global_batch_size, labels)
+    _check_batches(config.trainer, world, order)
+    steps = config.trainer.epochs * len(order)
+    if config.data.fit is not None and steps < FEW_STEPS:
+        logger.info(
+            "a run of %d steps teaches a network little: experiment=photos makes smaller batches, "
+            "and more epochs",
+            steps,
+        )
+    return order
+
+
+def _training_loss(
+    loss: nn.Module, config: Config, splits: DataSplits, device: torch.device
+) -> nn.Module:
+    if config.data.balance is not Balance.weights:
+        return loss
+    labels = splits.train.labels
+    weights = class_weights(labels.bincount(minlength=len(splits.classes)).cpu())
+    return Weighted(loss, weights).to(device)
 
 
 def _set_arithmetic(trainer: TrainerConfig, world: World) -> torch.dtype:
@@ -245,7 +276,7 @@ def describe(state: TrainingState) -> str:
     frozen = [*state.thawing, *(p for p in parameters if not p.requires_grad)]
     until = f" until epoch {state.config.transfer.thaw_epoch}" if state.thawing else ""
     of_them = f" ({_count(frozen):,} frozen{until})" if frozen else ""
-    counts = splits.train.labels.bincount(minlength=data.num_classes).tolist()
+    counts = splits.class_counts
     rarest, commonest = counts.index(min(counts)), counts.index(max(counts))
     return (
         f"{type(state.model).__name__} with {_count(parameters):,} parameters{of_them}, "
@@ -255,7 +286,8 @@ def describe(state: TrainingState) -> str:
         f"validate, {len(splits.test):,} to test; pixels {splits.normalization.mean:.4f} "
         f"+- {splits.normalization.std:.4f}\n"
         f"class balance: {counts[rarest]:,} of class {splits.classes[rarest]} (fewest) to "
-        f"{counts[commonest]:,} of class {splits.classes[commonest]} (most)"
+        f"{counts[commonest]:,} of class {splits.classes[commonest]} (most)\n"
+        f"{draw_bars(counts, splits.classes)}"
     )
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from dist_mnist.config.schema import config_from_plain
-from dist_mnist.data.images import ImageTensors
+from dist_mnist.data.balance import is_uneven
+from dist_mnist.data.mapped import Samples
 from dist_mnist.data.splits import load_part
 from dist_mnist.distributed import watchdog
 from dist_mnist.distributed.watchdog import Phase
@@ -60,14 +61,42 @@ class Evaluation:
         return self.correct / self.count
 
     @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the classes' accuracies, over the classes that there are samples of."""
+        counts = self.labels.bincount()
+        hits = self.labels[self.predictions == self.labels].bincount(minlength=len(counts))
+        return float((hits[counts > 0].double() / counts[counts > 0]).mean())
+
+    @property
+    def is_uneven(self) -> bool:
+        """True if some class has far more samples than another one."""
+        return is_uneven(self.labels.bincount())
+
+    @property
     def loss(self) -> float:
         """The mean loss of a sample."""
         return float(self.losses.double().mean())
 
     def confusion(self, num_classes: int) -> torch.Tensor:
         """Return how often label i was predicted as j, int64 of shape (classes, classes)."""
-        cells = self.labels * num_classes + self.predictions
-        return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+        return self.confusion_among(torch.arange(num_classes), num_classes)
+
+    def confusion_among(self, classes: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """Return how often label i was predicted as j among k classes, int64 of shape (k, k)."""
+        places = torch.full((num_classes,), -1)
+        places[classes] = torch.arange(len(classes))
+        rows, columns = places[self.labels], places[self.predictions]
+        inside = (rows >= 0) & (columns >= 0)
+        cells = rows[inside] * len(classes) + columns[inside]
+        return torch.bincount(cells, minlength=len(classes) ** 2).view(-1, len(classes))
+
+    def most_confused(self, most: int, num_classes: int) -> torch.Tensor:
+        """Return the classes with the most mistakes, or all if they are few: int64, ascending."""
+        wrong = self.predictions != self.labels
+        mistaken = (self.labels[wrong], self.predictions[wrong])
+        counts = sum(part.bincount(minlength=num_classes) for part in mistaken)
+        order = torch.as_tensor(counts).argsort(descending=True, stable=True)
+        return order[:most].sort().values
 
     def worst_mistakes(self, most: int) -> list[Mistake]:
         """Return the wrong predictions with the highest confidence, in that order."""
@@ -113,13 +142,19 @@ class Evaluation:
 def numbers(part: str, evaluation: Evaluation | None) -> dict[str, Any]:
     """Return a score as the journal has it: loss, accuracy, correct and count of one part.
 
+    If the classes are uneven, the mean of their accuracies is added.
+
     Args:
         part: validation or test.
         evaluation: The score; None if there are no samples.
     """
+    balanced = {}
+    if evaluation and evaluation.is_uneven:
+        balanced = {f"{part}/balanced_accuracy": rounded(evaluation.balanced_accuracy)}
     return {
         f"{part}/loss": rounded(evaluation.loss) if evaluation else None,
         f"{part}/accuracy": rounded(evaluation.accuracy) if evaluation else None,
+        **balanced,
         f"{part}/correct": evaluation.correct if evaluation else 0,
         f"{part}/count": evaluation.count if evaluation else 0,
     }
@@ -127,7 +162,7 @@ def numbers(part: str, evaluation: Evaluation | None) -> dict[str, Any]:
 
 @torch.inference_mode()
 def evaluate(
-    classifier: Classifier, loss: nn.Module, dataset: ImageTensors, world: World, batch_size: int
+    classifier: Classifier, loss: nn.Module, dataset: Samples, world: World, batch_size: int
 ) -> Evaluation:
     """Predict every sample once, in eval mode; the network is left in the mode it was in.
 
@@ -150,7 +185,8 @@ def evaluate(
     for start in blocks[world.rank :: world.size]:
         watchdog.keep_alive()
         block = slice(start, start + batch_size)
-        outputs, labels = classifier.logits(dataset.images[block]), dataset.labels[block]
+        images, labels = dataset.block(block)
+        outputs = classifier.logits(images)
         confidences, predictions = outputs.softmax(dim=1).max(dim=1)
         seen = torch.ones_like(confidences)
         table[:, block] = torch.stack((loss(outputs, labels), predictions, confidences, seen))
@@ -168,7 +204,7 @@ def validate(state: TrainingState) -> Evaluation | None:
     return score(state, state.splits.validation) if len(state.splits.validation) else None
 
 
-def score(state: TrainingState, dataset: ImageTensors) -> Evaluation:
+def score(state: TrainingState, dataset: Samples) -> Evaluation:
     """Score the network on one of the state's sets; every rank must call it."""
     batch_size = state.config.trainer.evaluation_batch_size
     return evaluate(state.classifier, state.loss, dataset, state.world, batch_size)
@@ -187,7 +223,7 @@ class Trial:
 
     classifier: Classifier
     loss: nn.Module
-    test: ImageTensors
+    test: Samples
     batch_size: int
 
     def evaluate(self, world: World) -> Evaluation:

@@ -14,7 +14,7 @@ from dist_mnist.record.console import HEADER, epoch_row
 from dist_mnist.record.recorder import Recorder
 from dist_mnist.training.evaluation import numbers, validate
 from dist_mnist.training.progress import RunningMetrics, Totals, epoch_line, step_line
-from dist_mnist.training.selection import is_best
+from dist_mnist.training.selection import criterion, is_best
 from dist_mnist.training.state import TrainingState, checkpoint_content
 from dist_mnist.training.step import non_finite_error, set_train_mode
 
@@ -88,7 +88,7 @@ def finish_epoch(state: TrainingState, recorder: Recorder) -> dict[str, Any]:
     """Validate, record and save; return the epoch's journal line."""
     progress = state.progress
     validation = validate(state)
-    accuracy = validation.accuracy if validation else None
+    accuracy = criterion(validation, state.config.data.balance)
     is_finished = progress.step % len(state.order) == 0
     epoch = math.ceil(progress.step / len(state.order))
     line = epoch_line(progress, epoch, state.learning_rate, numbers("validation", validation))

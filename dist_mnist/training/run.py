@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import torch
 from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.overrides import to_copy
-from dist_mnist.config.schema import Config, plain_config
+from dist_mnist.config.schema import Config, plain_config, with_num_classes
 from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed import signals, watchdog
 from dist_mnist.distributed.agreement import require_same
@@ -26,7 +26,7 @@ from dist_mnist.distributed.world import World, broadcast_object
 from dist_mnist.models.build import load_weights
 from dist_mnist.models.transfer import describe_transfer, read_weights, take_weights
 from dist_mnist.record import checkpoint, pictures
-from dist_mnist.record.console import log_to_console, result_line
+from dist_mnist.record.console import log_result, log_to_console
 from dist_mnist.record.directory import choose_run_directory, lock_run_directory
 from dist_mnist.record.recorder import Launch, Position, Recorder, open_recorder
 from dist_mnist.record.tracker import Media, Table
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 MISTAKES_SHOWN = 24
 EXAMPLES_OF_A_CELL, MOST_EXAMPLES = 8, 400  # of the confusion matrix, in the report
+MOST_CLASSES = 100  # of which each is compared with each
 
 
 class Result(NamedTuple):
@@ -84,7 +85,8 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
     """
     signals.raise_if_stopped()
     started = perf_counter()
-    splits = load_splits(config.data, config.seed, config.trusted_modules).to(world.device)
+    splits = load_splits(config.data, config.seed, config.trusted_modules, world).to(world.device)
+    config = with_num_classes(config, len(splits.classes))
     watchdog.enter(Phase.START_UP, 0)  # from here on, ranks wait for each other
     if world.size > 1:  # the facts take 10 ms to collect
         require_same(world, _shared_facts(config, world, splits))
@@ -103,7 +105,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
             test = _test(state, run_dir, recorder)
             recorder.finish(run_dir / "checkpoints" / "best.safetensors")
             seconds = perf_counter() - started
-            logger.info(result_line(numbers("test", test), seconds, run_dir))
+            log_result(numbers("test", test), seconds, run_dir)
     return Result(run_dir, test)
 
 
@@ -210,14 +212,14 @@ def _best_weights(state: TrainingState, run_dir: Path) -> dict[str, torch.Tensor
 def _test_line(
     state: TrainingState, test: Evaluation, examples: list[list[Any]], seconds: float
 ) -> dict[str, Any]:
-    step = state.progress.step
+    step, classes = state.progress.step, len(state.splits.classes)
     return {
         "kind": "test",
         "epoch": math.ceil(step / len(state.order)),
         "step": step,
         **numbers("test", test),
         "seconds": round(seconds, 3),
-        "test/confusion": test.confusion(len(state.splits.classes)).tolist(),
+        **({"test/confusion": test.confusion(classes).tolist()} if classes <= MOST_CLASSES else {}),
         "test/mistakes": [asdict(mistake) for mistake in test.worst_mistakes(MISTAKES_SHOWN)],
         "test/examples": examples,
         "test/calibration": calibration(test).rows(),
@@ -232,18 +234,23 @@ def _draw(
 
     The work is done by now, so a run that cannot have its pictures ends well without them.
     """
-    classes, images = state.splits.classes, state.splits.test.images.cpu()
-    mistakes = test.worst_mistakes(MISTAKES_SHOWN)
-    confusion = test.confusion(len(classes))
+    classes, samples = state.splits.classes, state.splits.test
+    worst = test.worst_mistakes(MISTAKES_SHOWN)
+    places = torch.tensor([m.index for m in worst], dtype=torch.int64)
+    images = samples[places.to(samples.labels.device)][0].cpu()
+    mistakes = [replace(mistake, index=place) for place, mistake in enumerate(worst)]
+    shown = test.most_confused(MOST_CLASSES, len(classes))
+    confusion = test.confusion_among(shown, len(classes))
     try:
-        pictures.draw_examples(run_dir, images[[index for index, *_ in examples]])
-        drawn = pictures.draw_all(run_dir, confusion, mistakes, images, classes)
+        chosen = torch.tensor([index for index, *_ in examples], dtype=torch.int64)
+        pictures.draw_examples(run_dir, samples[chosen.to(samples.labels.device)][0].cpu())
+        drawn = pictures.draw_all(run_dir, confusion, mistakes, images, classes, shown.tolist())
     except Exception as error:
         drawn = []
         logger.warning("the run is complete, but without its pictures: %s", one_line(error)[:300])
+    images = images[:, 0] if images.shape[1] == 1 else images.movedim(1, -1)
     rows = [
-        [images[m.index, 0], classes[m.label], classes[m.prediction], m.confidence]
-        for m in mistakes
+        [images[m.index], classes[m.label], classes[m.prediction], m.confidence] for m in mistakes
     ]
     table = Table(["image", "label", "prediction", "confidence"], rows)
     return {f"plots/{path.stem}": path for path in drawn} | {"test/worst_mistakes": table}

@@ -1,6 +1,20 @@
 """Selects the best epoch."""
 
+from dist_mnist.config.data_schema import Balance
+from dist_mnist.training.evaluation import Evaluation
 from dist_mnist.training.progress import Progress
+
+
+def criterion(validation: Evaluation | None, balance: Balance) -> float | None:
+    """Return what the epochs are compared by: the accuracy, balanced if classes are to count alike.
+
+    Args:
+        validation: The score on the validation part; None if there is none.
+        balance: As in the config.
+    """
+    if validation is None:
+        return None
+    return validation.accuracy if balance is Balance.none else validation.balanced_accuracy
 
 
 def is_best(progress: Progress, accuracy: float | None, is_finished: bool) -> bool:
@@ -13,7 +27,7 @@ def is_best(progress: Progress, accuracy: float | None, is_finished: bool) -> bo
 
     Args:
         progress: With the best accuracy of the finished epochs before.
-        accuracy: On the validation part; None if there is none.
+        accuracy: On the validation part, by `criterion`; None if there is none.
         is_finished: Whether the epoch was trained to its end.
     """
     best = progress.best_accuracy

@@ -10,6 +10,7 @@ Other kinds of machines or GPUs, or another version of torch, may give other bit
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -71,7 +72,7 @@ def _add_shard(state: TrainingState, batch: Batch, index: int) -> None:
     shard = state.world.rank + index * state.world.size
     indices = batch.indices[index::count]
     if len(indices) > 0:
-        images, labels = transform(state, Batch(indices, batch.size), shard, SHARDS)
+        images, labels = transform(state, replace(batch, indices=indices), shard, SHARDS)
         seed_step(state, shard)
         losses, outputs = add_gradients(state, images, labels, 1 / batch.size)
         state.metrics.update(losses, outputs, labels)

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, plain_config
 from dist_mnist.data.images import Batch
+from dist_mnist.data.mapped import MappedImages
 from dist_mnist.data.sampler import DistributedBatchSampler, EpochOrder
 from dist_mnist.data.splits import DataSplits
 from dist_mnist.distributed.cpu_threads import chosen_by_user, usable_cores
@@ -36,6 +37,7 @@ FIXED_FOR_A_RUN = (
     "data.validation_size",
     "data.classes",
     "data.samples_per_class",
+    "data.balance",
     "trainer.global_batch_size",
     "trainer.reproducible",
     "transfer.freeze",
@@ -54,6 +56,7 @@ class TrainingState:
             the bare module in a world of size 1 and in a reproducible run.
         thawing: Parameters that are not trained before `transfer.thaw_epoch`.
         loss: Returns one value per sample.
+        training_loss: The same, or with weights for the classes; what training makes smaller.
         schedule: Maps a step to the factor of all learning rates.
         learning_rates: Of each parameter group, before that factor.
         dtype: The dtype of the forward pass.
@@ -73,6 +76,7 @@ class TrainingState:
     parallel_model: nn.Module
     thawing: Sequence[nn.Parameter]
     loss: nn.Module
+    training_loss: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Callable[[int], float]
     learning_rates: list[float]
@@ -118,11 +122,17 @@ class TrainingState:
         """Yield this rank's share of the batches that are left of the epoch, and of the run."""
         first = self.progress.step - self.epoch * len(self.order)
         due = min(len(self.order) - first, self.last_step - self.progress.step)
+        train = self.splits.train
+        world = replace(self.world, device=train.labels.device)
         shares = DistributedBatchSampler(
-            self.order, self.world, self.config.seed, self.epoch, first_batch=first
+            self.order, world, self.config.seed, self.epoch, first_batch=first
         )
-        bar = tqdm(
-            zip(range(first, first + due), shares, strict=False),
+        batches = (
+            Batch(share, self.order.batch_size(batch))
+            for batch, share in zip(range(first, first + due), shares, strict=False)
+        )
+        yield from tqdm(
+            train.deliver(batches) if isinstance(train, MappedImages) else batches,
             desc=f"epoch {self.epoch + 1}",
             initial=first,
             total=len(self.order),
@@ -130,8 +140,6 @@ class TrainingState:
             leave=False,
             disable=not (self.world.is_main and sys.stderr.isatty()),
         )
-        for batch, share in bar:
-            yield Batch(share, self.order.batch_size(batch))
 
     def end_training(self) -> None:
         """Let go of the step: a CUDA graph must be gone before its process group is."""
@@ -150,6 +158,7 @@ def checkpoint_content(state: TrainingState) -> dict[str, Any]:
         "data": state.splits.fingerprint,
         "cpu": {"threads": torch.get_num_threads(), "processes": state.world.local_size},
         "classes": list(state.splits.classes),
+        "class_counts": state.splits.class_counts,
         "versions": {"dist_mnist": __version__, "torch": str(torch.__version__)},
     }
 
@@ -243,7 +252,7 @@ def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:
     keys = (*FIXED_FOR_A_RUN, "optimizer._target_", *(f"model.{key}" for key in config["model"]))
     for key in keys:
         now, then = _look_up(config, key), _look_up(saved, key)
-        if now != then and (now or then):  # an option that did not exist yet was not set
+        if now != then and (_is_set(now) or _is_set(then)):
             raise InputError(
                 f"{key}={now} does not fit this run, which began with {key}={then}: "
                 f"set it back, or choose a new run_dir."
@@ -262,6 +271,11 @@ def _check_same_data(state: TrainingState, content: dict[str, Any]) -> None:
                 f"{then.get(name)} and is {now[name]}; put the old files back, or choose a new "
                 f"run_dir."
             )
+
+
+def _is_set(value: Any) -> bool:
+    """Return whether an option is used; one that did not exist yet was not."""
+    return bool(value) and value != "none"
 
 
 def _look_up(config: dict[str, Any], key: str) -> Any:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 
 from dist_mnist.data.augmentation import augment, draw_changes
-from dist_mnist.data.images import Batch
+from dist_mnist.data.images import Batch, ImageTensors
 from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.distributed import watchdog
 from dist_mnist.distributed.gradients import require_averaged, without_sync
@@ -68,7 +68,7 @@ def compute(
     """
     weight = state.world.size / batch_size
     if len(labels) == 0:  # the all-reduce needs a gradient from every rank: of any two, times 0
-        images, labels = state.splits.train.images[:2], state.splits.train.labels[:2]
+        images, labels = state.splits.train.block(slice(2))
         weight = 0.0
     micro_batch_size = state.config.trainer.micro_batch_size
     count = piece_count(batch_size, state.world.size, micro_batch_size)
@@ -128,14 +128,16 @@ def transform(
         part: From 0.
         parts: The number of parts that the global batch is split into.
     """
-    train, config, device = state.splits.train, state.config, state.world.device
+    config, device = state.config, state.world.device
+    samples = state.splits.train if batch.samples is None else batch.samples
     if config.augmentation.changes_nothing or len(batch.indices) == 0:
-        return train[batch.indices]
+        return samples[batch.indices]
+    assert isinstance(samples, ImageTensors)  # others are delivered with each batch
     # Every part draws the numbers of the whole batch, so they do not depend on the number of parts.
     seed_device(device, keyed_seed(config.seed, "augmentation", state.progress.step))
     changes = draw_changes(config.augmentation, batch.size, device).part(part, parts)
-    images = augment(train, batch.indices, config.augmentation, changes)
-    return images, train.labels.index_select(0, batch.indices)
+    images = augment(samples, batch.indices, config.augmentation, changes)
+    return images, samples.labels.index_select(0, batch.indices)
 
 
 def seed_step(state: TrainingState, part: int) -> None:
@@ -162,7 +164,7 @@ def add_gradients(
     with autocast(state.world.device, state.dtype):
         outputs = state.parallel_model(images)
     outputs = outputs.float()
-    losses = state.loss(outputs, labels)
+    losses = state.training_loss(outputs, labels)
     watchdog.enter(Phase.GRADIENTS, state.progress.step + 1)
     # The gradient of weight * losses.sum(), without computing the sum. If a loss is not finite,
     # neither is its gradient, so that every rank gets to know.

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from tests.benchmarks import (
+    balance,
     beside,
     finetune,
     freehand,
@@ -15,6 +16,7 @@ from tests.benchmarks import (
     peers,
     projection,
     reproducible,
+    residence,
     scaling,
     serving,
     startup,
@@ -34,6 +36,8 @@ BENCHMARKS = {
     "scaling": scaling.run,
     "projection": projection.run,
     "beside": beside.run,
+    "balance": balance.run,
+    "residence": residence.run,
     "freehand": freehand.run,
     "serving": serving.run,
     "finetune": finetune.run,

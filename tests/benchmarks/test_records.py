@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import (
+    balance,
     finetune,
     freehand,
     loop,
     peers,
     projection,
     reproducible,
+    residence,
     scaling,
     serving,
     startup,
@@ -34,6 +36,8 @@ SUMMARIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling": scaling.summary,
     "tuning": lambda results: "\n".join(map(tuning._summary, results.values())),
     "reproducible": reproducible.summary,
+    "balance": balance.summary,
+    "residence": residence.summary,
     "freehand": freehand.summary,
     "serving": serving.summary,
     "finetune": finetune.summary,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dist_mnist.record.report_page import read_run, render
-from tests.support.browser import chromium
 from tests.support.command_line import call
 from tests.support.reports import data_of, make_run
 
@@ -56,12 +55,6 @@ def test_missing_run_is_one_sentence(
     assert (status, out) == (1, "")
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    with chromium() as running:
-        yield running
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from dist_mnist.config.schema import config_from_plain, plain_config
 from dist_mnist.record.journal import read_journal
 from dist_mnist.training.run import run
 from tests.support.configs import CHECKOUT, SOLO, make_config
+from tests.support.picture_folders import write_digits
 
 CONF = CHECKOUT / "conf"
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
@@ -19,7 +20,7 @@ ELSEWHERE = (
 )
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "own_cache")
 @pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c not in ELSEWHERE])
 def test_every_choice_composes_and_runs(
     small_root: Path,
@@ -31,11 +32,15 @@ def test_every_choice_composes_and_runs(
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     real = (group, choice) == ("data", "mnist")
+    root = mnist_root if real else small_root
+    if choice in ("image_folder", "photos"):
+        root = tmp_path / "pictures"
+        write_digits(root, [0, 1] * 60)
     config = make_config(
-        *([] if group == "data" else ["data=fashion_mnist"]),
+        *([] if group == "data" or choice == "photos" else ["data=fashion_mnist"]),
         *([] if group == "tracking" else ["tracking=disabled"]),
         f"{group}={choice}",
-        f"data.root={mnist_root if real else small_root}",
+        f"data.root={root}",
         f"run_dir={tmp_path}",
         "data.validation_size=30",
         "trainer.max_steps=3",

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.data.images import ImageTensors
+from dist_mnist.data.mapped import Samples
 from dist_mnist.data.splits import load_part
 from tests.support.configs import make_config
 
-Load = Callable[..., ImageTensors]
+Load = Callable[..., Samples]
 DIGITS = torch.arange(20) % 10
 PIXELS = torch.randint(0, 256, (20, 28, 28), dtype=torch.uint8)
 
@@ -27,7 +27,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     )
     monkeypatch.syspath_prepend(tmp_path)
 
-    def load(data: object, targets: object, *overrides: str) -> ImageTensors:
+    def load(data: object, targets: object, *overrides: str) -> Samples:
         torch.save((data, targets), tmp_path / "content.pt")
         target = "data.dataset._target_=my_own.Own"
         config = make_config("data.name=own", target, f"data.root={tmp_path}", *overrides).data

@@ -141,8 +141,9 @@ def test_resume_must_find_a_run(
 def test_agent_runs_the_sweep_of_the_readme(
     server: WandbServer, small_root: Path, tmp_path: Path
 ) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
-    sweep = yaml.safe_load(text)
+    readme = (CHECKOUT / "README.md").read_text()
+    (text,) = re.findall(r"```yaml\n# sweep\.yaml(.*?)```", readme, re.DOTALL)
+    sweep = yaml.safe_load(f"#{text}")
     assert sweep["command"] == ["python", "-m", "dist_mnist", "${args_no_hyphens}"]
     sweep["command"] += [*SMALL_DATA, f"data.root={small_root}", "trainer.max_steps=2"]
     server.sweep = yaml.safe_dump(sweep)

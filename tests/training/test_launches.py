@@ -17,7 +17,7 @@ BUDGETS = {
     "model=mlp augmentation=none": 36,
     "model=mlp": 37,
     "model=cnn": 47,
-    "model=cnn augmentation=affine": 71,
+    "model=cnn augmentation=affine": 75,
     "model=cnn optimizer=sgd": 45,
     "model=mlp model.dropout=0.2 trainer.gradient_clip_norm=1": 65,
     "model=mlp loss=mse trainer.micro_batch_size=20": 119,

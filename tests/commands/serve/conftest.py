@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.browser import chromium, wait_for
+from tests.support.browser import wait_for
 from tests.support.server import Server, serving
 
 if TYPE_CHECKING:
@@ -17,12 +17,6 @@ DESK = {"viewport": {"width": 1280, "height": 800}}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(cwd=tmp_path_factory.mktemp("served")) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def browser() -> "Iterator[Browser]":
-    with chromium() as running:
         yield running
 
 

@@ -1,0 +1,52 @@
+"""The folder for what is made from a user's data, and can be made again."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dist_mnist.config.errors import InputError
+from dist_mnist.record.files import cannot_write, write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Return the folder: `$XDG_CACHE_HOME/dist_mnist`, or `~/.cache/dist_mnist`.
+
+    Raises:
+        InputError: There is no home folder either.
+    """
+    try:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise InputError("there is no home folder: set XDG_CACHE_HOME to a folder.") from None
+    return parent / "dist_mnist"
+
+
+def cannot_store(folder: Path, error: OSError) -> InputError:
+    """Return the sentence for a cache that the system refuses to write."""
+    reason = str(cannot_write(folder, error)).partition(";")[0].rstrip(".")
+    return InputError(
+        f"{reason}; images are kept there, or in the folder that XDG_CACHE_HOME names."
+    )
+
+
+def remember(path: Path, compute: Callable[[], Any]) -> Any:
+    """Return what a file says, or compute it and write it there.
+
+    Args:
+        path: In the cache, which may be full by now.
+        compute: Returns something that JSON can hold.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        value = compute()
+    try:
+        write_atomically(path, json.dumps(value).encode())
+    except InputError as error:
+        logger.debug("%s", error)
+    return value

@@ -1,0 +1,160 @@
+"""Samples that stay in a file, which all processes of a machine map into their memory.
+
+However many processes there are, the system keeps one copy of what they read, and drops it when
+memory is short. A batch is copied out of it, and goes to the device, while earlier ones are
+computed.
+"""
+
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dist_mnist.data.images import Batch, ImageTensors, count_values
+
+BLOCK_BYTES = 2**24  # read at once
+BATCHES_AHEAD = 2
+CPU = torch.device("cpu")
+
+
+class PixelSums(NamedTuple):
+    """What is summed up over all pixels of a set.
+
+    Attributes:
+        checksum: The CRC-32 of all images.
+        counts: How often each of the 256 values is there.
+    """
+
+    checksum: int
+    counts: list[int]
+
+
+@dataclass
+class MappedImages:
+    """Images in a file and labels in memory; an int64 tensor of B indices gives a whole batch.
+
+    Attributes:
+        stored: uint8 of shape (rows, C, H, W), mapped; it must not be written to.
+        rows: int64 of shape (N,), the row of each sample.
+        labels: int64 of shape (N,).
+        device: Where `block` and `deliver` bring the samples.
+        margin: How many black pixels they get around each image when they are delivered.
+        sums: The sums over all pixels, if they are known.
+    """
+
+    stored: torch.Tensor
+    rows: torch.Tensor
+    labels: torch.Tensor
+    device: torch.device = CPU
+    margin: int = 0
+    sums: PixelSums | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.empty(
+            (len(indices), *self.stored.shape[1:]),
+            dtype=torch.uint8,
+            pin_memory=self.device.type == "cuda",
+        )
+        rows = self.rows.index_select(0, indices)
+        # torch would use all threads of this process, which computes meanwhile.
+        np.take(self.stored.numpy(), rows.numpy(), axis=0, out=images.numpy(), mode="clip")
+        return images, self.labels.index_select(0, indices)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """A copy of all images, uint8 of shape (N, C, H, W)."""
+        return self[torch.arange(len(self))][0]
+
+    def block(self, place: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images and labels of neighbors, on the device."""
+        images, labels = self[torch.arange(len(self))[place]]
+        return images.to(self.device), labels.to(self.device)
+
+    def subset(self, indices: torch.Tensor) -> "MappedImages":
+        """Return some of the samples, in the same file."""
+        return replace(self, rows=self.rows[indices], labels=self.labels[indices], sums=None)
+
+    def to(self, device: torch.device) -> "MappedImages":
+        """Return the same samples, which go to a device when they are needed."""
+        return replace(self, device=device)
+
+    def with_margin(self, margin: int) -> "MappedImages":
+        """Return the same samples, which get black pixels around each image."""
+        return replace(self, margin=margin)
+
+    def resident(self) -> ImageTensors:
+        """Return a copy of the samples in this process's own memory."""
+        return ImageTensors(*self[torch.arange(len(self))])
+
+    def checksum(self) -> int:
+        """Return the CRC-32 of all images and labels."""
+        return zlib.crc32(self.labels.numpy().data, self._known_sums().checksum)
+
+    def value_counts(self) -> torch.Tensor:
+        """Return how often each of the 256 values is in the images: int64 of shape (256,)."""
+        return torch.tensor(self._known_sums().counts)
+
+    def _known_sums(self) -> PixelSums:
+        self.sums = self.sums or sum_pixels(self)
+        return self.sums
+
+    def deliver(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches with their samples on the device, read while earlier ones are computed."""
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        prepare = partial(torch.cuda.set_device, self.device) if stream else None
+        ahead: deque[tuple[Future[_Copied], int]] = deque()
+        with ThreadPoolExecutor(1, "reader", prepare) as reader:
+            for batch in batches:
+                ahead.append((reader.submit(self._copy, batch.indices, stream), batch.size))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield self._arrived(*ahead.popleft())
+            while ahead:
+                yield self._arrived(*ahead.popleft())
+
+    def _copy(self, indices: torch.Tensor, stream: torch.cuda.Stream | None) -> "_Copied":
+        images, labels = self[indices]
+        if stream is None:
+            return _Copied(images.to(self.device), labels.to(self.device), None)
+        with torch.cuda.stream(stream):
+            images = images.to(self.device, non_blocking=True)
+            labels = labels.pin_memory().to(self.device, non_blocking=True)
+            return _Copied(images, labels, stream.record_event())
+
+    def _arrived(self, copying: "Future[_Copied]", size: int) -> Batch:
+        images, labels, event = copying.result()
+        if event is not None:  # the step waits for the copy, and this process for neither
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(event)
+            images.record_stream(current)
+            labels.record_stream(current)
+        indices = torch.arange(len(labels), device=self.device)
+        return Batch(indices, size, ImageTensors(images, labels, self.margin))
+
+
+class _Copied(NamedTuple):
+    images: torch.Tensor
+    labels: torch.Tensor
+    event: torch.cuda.Event | None
+
+
+Samples = ImageTensors | MappedImages
+
+
+def sum_pixels(samples: MappedImages) -> PixelSums:
+    """Sum up all pixels of a set, a block at a time."""
+    checksum, counts = 0, torch.zeros(256, dtype=torch.int64)
+    block = max(1, BLOCK_BYTES // samples.stored[0].numel())
+    for places in torch.arange(len(samples)).split(block):
+        images, _ = samples[places]
+        checksum = zlib.crc32(images.numpy().data, checksum)
+        counts += count_values(images)
+    return PixelSums(checksum, counts.tolist())

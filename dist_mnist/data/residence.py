@@ -1,0 +1,151 @@
+"""Where the samples of a run stay: in each process's own memory, or in one file that all map."""
+
+import hashlib
+import logging
+import os
+import resource
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dist_mnist.config.data_schema import Residence
+from dist_mnist.config.errors import InputError
+from dist_mnist.data.cache import cache_folder, cannot_store
+from dist_mnist.data.images import ImageTensors
+from dist_mnist.data.mapped import MappedImages, Samples
+from dist_mnist.distributed.world import World
+from dist_mnist.record.files import write_atomically
+from dist_mnist.record.locks import lock_patiently
+
+logger = logging.getLogger(__name__)
+
+MOST_OF_THE_MEMORY = 0.5  # the rest is for the network, and for copies while the data is loaded
+CGROUP = Path("/sys/fs/cgroup")
+# A group's limit and what of it is used; version 2, then version 1.
+LIMITS = (
+    ("", "memory.max", "memory.current"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+
+
+def stays_on_host(residence: Residence, samples: Samples, world: World | None) -> bool:
+    """Return whether samples stay on the host: as the config says, or because they do not fit.
+
+    Args:
+        residence: As in the config.
+        samples: The largest set of the run.
+        world: This process; None for one that computes on the CPU.
+    """
+    if residence is not Residence.auto or world is None:
+        return residence is Residence.host
+    size = sample_bytes(samples)
+    if world.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(world.device)
+        return size > MOST_OF_THE_MEMORY * free
+    return size * world.local_size > MOST_OF_THE_MEMORY * free_memory()
+
+
+def sample_bytes(samples: Samples) -> int:
+    """Return how many bytes the images of a set have."""
+    stored = samples.stored if isinstance(samples, MappedImages) else samples.images
+    return len(samples) * prod(stored.shape[1:])
+
+
+def free_memory() -> float:
+    """Return how many bytes this process may still use: the machine's, its group's, its own."""
+    limits = [*_of_the_process(), *_of_the_machine(), *_of_the_groups()]
+    return min([float("inf"), *limits])
+
+
+def _of_the_process() -> Iterator[float]:
+    """Yield what is free below the limits that `ulimit` sets."""
+    for kind, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            yield limit - (_kilobytes(Path("/proc/self/status"), used) or 0.0)
+
+
+def _of_the_machine() -> Iterator[float]:
+    available = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    if available is not None:
+        yield available
+        return
+    with suppress(OSError, ValueError):  # macOS
+        yield float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _kilobytes(path: Path, name: str) -> float | None:
+    """Return a line of one of the system's tables in bytes, or None where there is none."""
+    with suppress(OSError, ValueError, IndexError):
+        return 1024.0 * int(path.read_text().partition(f"{name}:")[2].split()[0])
+    return None
+
+
+def _of_the_groups() -> Iterator[float]:
+    """Yield what is free in the control groups around this process."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            inside = Path(path.strip("/"))
+            for folder in (inside, *inside.parents):
+                for mount, limit, used in LIMITS:
+                    if mount not in controllers.split(",") and (mount or controllers):
+                        continue
+                    with suppress(OSError, ValueError):  # no limit is the word max
+                        most = int((CGROUP / mount / folder / limit).read_text())
+                        yield float(most - int((CGROUP / mount / folder / used).read_text()))
+
+
+def load_shared(load: Callable[[], Samples]) -> MappedImages:
+    """Load samples, one process after the other, so that a machine holds two copies at most.
+
+    Args:
+        load: Returns the samples, in memory or mapped already.
+
+    Raises:
+        InputError: The file for them cannot be written.
+    """
+    folder = cache_folder() / "shared"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_patiently(folder / ".lock"):
+            samples = load()
+            return samples if isinstance(samples, MappedImages) else _mapped(samples, folder)
+    except OSError as error:
+        raise cannot_store(folder, error) from error
+
+
+def _mapped(samples: ImageTensors, folder: Path) -> MappedImages:
+    """Return samples in a file whose name is the checksum of their pixels."""
+    pixels = samples.images.contiguous()
+    content = pixels.numpy().data.cast("B")
+    path = folder / hashlib.blake2b(content, digest_size=16).hexdigest()
+    if not path.exists() or path.stat().st_size != len(content):
+        write_atomically(path, content)
+    return MappedImages(
+        map_pixels(path, tuple(pixels.shape)), torch.arange(len(samples)), samples.labels
+    )
+
+
+def map_pixels(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    """Map a file of pixels into memory, read only.
+
+    Args:
+        path: The file.
+        shape: Rows, channels, height and width; the file has as many bytes at least.
+
+    Raises:
+        InputError: This process may not use so many addresses.
+    """
+    try:
+        array = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be mapped into memory: {error}.") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has no tensors that are read only
+        return torch.from_numpy(array)
