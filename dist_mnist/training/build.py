@@ -60,8 +60,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     scaler, progress = gradient_scaler(device, dtype), Progress()
     order = _build_order(config, world, splits)
     model, parallel_model = _build_models(config, world, order)
-    optimizer = _build_optimizer(config, model, scaler)
-    loss = build_loss(config).to(device)
+    optimizer, loss = _build_optimizer(config, model, scaler), build_loss(config).to(device)
     total_steps = trainer.epochs * len(order)
     state = TrainingState(
         config=config,

@@ -104,8 +104,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
             state.end_training()
             test = _test(state, run_dir, recorder)
             recorder.finish(run_dir / "checkpoints" / "best.safetensors")
-            seconds = perf_counter() - started
-            log_result(numbers("test", test), seconds, run_dir)
+            log_result(numbers("test", test), perf_counter() - started, run_dir)
     return Result(run_dir, test)
 
 

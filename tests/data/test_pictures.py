@@ -77,10 +77,10 @@ def test_round_corners_get_the_paper_color() -> None:
 
 def test_sixteen_bits_keep_their_range() -> None:
     values = np.zeros((10, 10), dtype=np.uint16)
-    values[4:6] = 3000
+    values[4:6] = 65535
+    values[8] = 32896
     pixels = np.asarray(read_picture(encoded(Image.fromarray(values), "PNG")))
-    assert pixels[5, 5].tolist() == [255, 255, 255]
-    assert pixels[0, 0].tolist() == [0, 0, 0]
+    assert pixels[[0, 5, 8], 0].tolist() == [[0] * 3, [255] * 3, [128] * 3]
 
 
 @pytest.mark.parametrize(
