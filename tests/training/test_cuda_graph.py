@@ -7,7 +7,7 @@ options of the optimizer, that were there when it was captured, as a graph does.
 import gc
 import weakref
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ from tests.support.configs import SMALL_DATA, SOLO, make_config
 # 153 samples: 7 steps of 20 and one of 13 an epoch. Rates are powers of two, which a tensor of
 # float32 holds exactly.
 RUN = (
-    *(*SMALL_DATA, "trainer.epochs=3", "trainer.max_steps=22", "optimizer.lr=0.0078125"),
+    *(*SMALL_DATA, "trainer.epochs=3", "trainer.max_steps=18", "optimizer.lr=0.0078125"),
     *("scheduler=step_decay", "scheduler.factor=0.5"),
 )
-LAUNCHES = 22 - 2 - WARM_UP_STEPS
+LAUNCHES = 18 - 2 - WARM_UP_STEPS
 
 Call = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
@@ -79,6 +79,12 @@ def trained(root: Path, *overrides: str) -> TrainingState:
     return state
 
 
+@cache
+def plain_mlp(root: Path) -> TrainingState:
+    """Train without a graph, once for all tests."""
+    return trained(root, "model=mlp")
+
+
 def has_same_bits(a: TrainingState, b: TrainingState) -> bool:
     pairs = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
@@ -109,7 +115,7 @@ def test_stale_inputs_are_noticed(
     small_root: Path, stand_ins: list[StandIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above can fail."""
-    plain = trained(small_root, "model=mlp")
+    plain = plain_mlp(small_root)
     capture = vars(build)["capture_on_gpu"]
 
     def capture_stale(optimizer: torch.optim.Optimizer, call: Any) -> Any:
@@ -124,7 +130,7 @@ def test_rates_are_read_anew(
     small_root: Path, stand_ins: list[StandIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rate that is a number would be that of the capture for ever."""
-    plain = trained(small_root, "model=mlp")
+    plain = plain_mlp(small_root)
     monkeypatch.setattr(build, "keep_learning_rates_in_place", lambda *_: None)
     assert not has_same_bits(plain, trained(small_root, "model=mlp", "trainer.cuda_graph=true"))
 
@@ -142,7 +148,7 @@ def test_rates_and_seeds_come_first(small_root: Path) -> None:
     fit(state, Recorder())
     assert seen == [
         (0.0078125 * 0.5 ** (step // 8), keyed_seed(config.seed, "step", step, 0))
-        for step in range(22)
+        for step in range(18)
     ]
 
 
