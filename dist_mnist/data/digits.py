@@ -13,7 +13,7 @@ from dist_mnist.data.ink import find_ink
 from dist_mnist.data.preprocessing import Box, make_like_mnist
 from dist_mnist.data.strokes import with_usual_strokes
 
-EDGE = 0.2  # of full ink: where a stroke ends
+EDGE = 0.25  # of full ink: where a stroke ends
 # Of the size of the largest part of a picture, or of the picture's side:
 SPECK_SIDE, SPECK_INK = 0.15, 0.02
 LEAST_HEIGHT = 0.4

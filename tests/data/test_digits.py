@@ -48,8 +48,8 @@ WAYS = {
     # the way, and by how much of 255 a pixel may change on average
     gray: 1.5,
     inverted: 2.0,
-    enlarged: 7.0,
-    moved_in_color: 7.0,
+    enlarged: 7.5,
+    moved_in_color: 8.0,
 }
 
 
