@@ -24,6 +24,8 @@ from tests.benchmarks import (
     tuning,
 )
 from tests.benchmarks.measure import LINE_WIDTH, compact_json, read_record, write_record
+from tests.support.configs import CHECKOUT
+from tests.support.digit_shapes import WAYS
 
 FOLDER = Path(__file__).parent
 RECORDS = FOLDER / "records"
@@ -65,6 +67,15 @@ def test_results_have_noise_scales() -> None:
     results = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
     for network in read_record(RECORDS, "projection")["networks"].values():
         assert f"{network['noise_scale']:,.0f} images" in results
+
+
+def test_the_readme_has_the_share_of_drawings() -> None:
+    results = read_record(RECORDS, "freehand")
+    count = sum(one["drawings"] for one in results.values())
+    ways = sum(len(of_one) for of_one in WAYS.values())
+    said = f"Of {count:,} drawings by a program that writes digits in {ways} ways"
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert f"{said}, with many hands, {100 * freehand.share_right(results):.1f} % are" in readme
 
 
 def test_readme_has_the_accuracies_of_ten_samples() -> None:

@@ -328,7 +328,7 @@
     at("verdict").textContent = sure ? `${percent(confidence)} sure` : "Not sure";
     const second = [...probabilities].sort((a, b) => b - a)[1];
     at("runner-up").textContent = sure
-      ? `The runner-up is ${runner_up}, at ${percent(second)}.`
+      ? `The runner-up is ${runner_up}, ${second < 0.005 ? "under 1%" : `at ${percent(second)}`}.`
       : `Perhaps ${label} (${percent(confidence)}), or ${runner_up} (${percent(second)}).`;
     bars(probabilities);
     at("seen").src = `data:image/png;base64,${picture}`;
