@@ -19,7 +19,7 @@ from dist_mnist.data.picture_files import (
     PictureFile,
     find_classes,
     find_pictures,
-    has_parts,
+    find_test_tree,
     printable,
 )
 from dist_mnist.data.picture_store import Stored, store_pictures
@@ -36,8 +36,8 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """The training or the test pictures of a folder, decoded and mapped into memory.
 
     The name of a class is that of its folder, and classes are in the order of their names. With a
-    tree in `train/` and another one in `test/`, these are the parts; otherwise the folder is one
-    tree, from which the test pictures are drawn, the same share of each class.
+    tree in `train/` and another one in `test/` (or `val/`), these are the parts; otherwise the
+    folder is one tree, from which the test pictures are drawn, the same share of each class.
 
     Args:
         root: The folder.
@@ -70,16 +70,16 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         folder, fit = Path(root), Fit(options["fit"])
         if not folder.is_dir():
             raise InputError(f"data.root={root} is not a folder: name the one with the pictures.")
-        in_parts = has_parts(folder)
-        part = ("train" if train else "test") if in_parts else ""
+        tested = find_test_tree(folder)
+        part = "" if tested is None else "train" if train else tested
         found = find_pictures(folder, part)
-        names = find_classes(folder, "train") if part == "test" else [*found]
+        names = find_classes(folder, "train") if part == tested else [*found]
         _check_classes(root, names, found)
         files, labels = _in_order(names, found)
         stored = store_pictures(folder, part, files, image_shape, fit)
         _report_broken(root, stored, len(files), Broken(options["broken"]))
         rows, labels = stored.rows[stored.rows >= 0], labels[stored.rows >= 0]
-        if not in_parts:
+        if tested is None:
             rows, labels = _cut(root, rows, labels, train, options)
         self.samples = MappedImages(stored.pixels, rows, labels)
         self.samples.sums = _sums(stored, self.samples)

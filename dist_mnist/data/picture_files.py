@@ -13,6 +13,8 @@ from dist_mnist.data.pictures import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
+TEST_TREES = ("test", "val", "valid", "validation")
+
 
 class PictureFile(NamedTuple):
     """A picture, and what tells that it has been changed.
@@ -31,9 +33,14 @@ class PictureFile(NamedTuple):
 Classes = dict[str, list[PictureFile]]
 
 
-def has_parts(root: Path) -> bool:
-    """Return whether a folder has a tree for training and another one for the test."""
-    return all(_has_folders(root / part) for part in ("train", "test"))
+def find_test_tree(root: Path) -> str | None:
+    """Return the name of the tree for the test, beside `train`; None if the folder is one tree.
+
+    If there is no `test`, it is what other programs validate with.
+    """
+    if not _has_folders(root / "train"):
+        return None
+    return next((name for name in TEST_TREES if (root / name).is_dir()), None)
 
 
 def _has_folders(folder: Path) -> bool:

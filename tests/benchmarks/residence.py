@@ -90,7 +90,7 @@ def summary(results: Mapping[str, Any]) -> str:
                 name,
                 Spread.of(figures["step_ms"]),
                 Spread.of_ratios(figures["step_ms"], device["step_ms"]),
-                Spread.of(figures["memory_mb"]),
+                Spread.of([megabytes / 1024 for megabytes in figures["memory_mb"]]),
             )
         )
-    return table(("", "ms of a step", "times device", "peak memory of all, MB"), rows)
+    return table(("", "ms of a step", "times device", "peak memory of all, GB"), rows)

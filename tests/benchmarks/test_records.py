@@ -55,6 +55,12 @@ def test_results_has_the_tables_of_the_record(name: str) -> None:
     assert not [row for row in rows if row not in results.splitlines()]
 
 
+def test_the_readme_has_the_table_of_balance() -> None:
+    rows = balance.summary(read_record(RECORDS, "balance")).splitlines()
+    readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+    assert not [row for row in rows if row not in readme]
+
+
 def test_results_count_kills() -> None:
     stories = json.loads((RECORDS / "faults.json").read_text(encoding="utf-8"))
     kills = sum(len(story["instants"]) for story in stories)

@@ -63,6 +63,16 @@ def test_one_tree_is_split(tmp_path: Path) -> None:
     assert len(load(tmp_path, "data.test_size=30").test) == 30
 
 
+def test_other_names_of_the_test_tree(tmp_path: Path) -> None:
+    two_parts(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "val")
+    assert len(everything(tmp_path)[0]) == 60
+    assert len(everything(tmp_path, train=False)[0]) == 10
+    write_flat(tmp_path / "test" / "unknown.png", (1, 1, 1))
+    with pytest.raises(InputError, match="test needs a folder for each class"):
+        everything(tmp_path, train=False)
+
+
 def test_names_and_deep_trees(tmp_path: Path) -> None:
     deep = tmp_path.joinpath("Äpfel und Birnen", *["x"] * 60)
     write_flat(deep / "ein Bild.PNG", (9, 9, 9))

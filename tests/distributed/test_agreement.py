@@ -29,6 +29,7 @@ def run_with_own(overrides: list[str], own: list[str]) -> None:
         ("trainer.global_batch_size=30", "trainer.global_batch_size differs"),
         ("loss=mse", "loss._target_ differs"),
         ("data.validation_size=40", "data.validation_size differs"),
+        ("data.balance=sample", "data.balance differs between the ranks: none on rank 0, sample"),
     ],
 )
 def test_setting_that_differs(own: str, told: str, small_root: Path, tmp_path: Path) -> None:
