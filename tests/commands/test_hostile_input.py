@@ -262,8 +262,13 @@ OTHERS = st.one_of(
 
 
 def test_values_of_wrong_types(
-    trained: Path, small_root: Path, tmp_path: Path, no_network: None
+    trained: Path,
+    small_root: Path,
+    tmp_path: Path,
+    no_network: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # a changed data.root may be a folder below it
     whole = checkpoint.load(trained / "checkpoints" / "last.safetensors")
     config = make_config(*OVERRIDES, f"data.root={small_root}")
     state = build_training_state(config, SOLO, load_splits(config.data, 0))
