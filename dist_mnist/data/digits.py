@@ -14,18 +14,18 @@ from dist_mnist.data.preprocessing import Box, make_like_mnist
 from dist_mnist.data.strokes import with_usual_strokes
 
 EDGE = 0.25  # of full ink: where a stroke ends
-# Of the size of the largest part of a picture, or of the picture's side:
-SPECK_SIDE, SPECK_INK = 0.15, 0.02
-LEAST_HEIGHT = 0.4
-FRAME_SHARE = 0.25  # of the edges of the picture
-SHEET_SHARE, SHEET_FILLED = 0.15, 0.85  # of the picture; of its own box
-SHEET_WIDTH, SHEET_MARGIN = 0.35, 0.03  # times the height; of the shorter side
-LINE_WIDTH = 3.0  # times the height
-MOST_PARTS = 60  # the largest ones
-LEAST_PIXELS, LEAST_SIDE = 6, 0.025
-SMALL_GAP, LITTLE_GAP = 0.2, 0.15
-PIECE = 0.5
-OVERLAP, TWIN_OVERLAP = 0.4, 0.7
+LEAST_PIXELS, LEAST_SIDE = 6, 0.025  # of a digit's longer side: pixels; of the picture's side
+SPECK_SIDE, SPECK_INK = 0.15, 0.02  # of the largest part's longer side; of the most ink of one
+MOST_PARTS = 60  # those with the most ink
+LEAST_HEIGHT = 0.4  # of a digit, beside the tallest one
+LINE_WIDTH = 3.0  # times its height: wider than any digit
+FRAME_SHARE = 0.25  # of the picture's edges
+SHEET_SHARE, SHEET_FILLED = 0.15, 0.85  # of the picture's area; of its own box
+SHEET_WIDTH, SHEET_MARGIN = 0.35, 0.03  # times its height; of its shorter side
+# Pieces of one digit. The gaps are fractions of their height together.
+PIECE, PIECE_GAP = 0.5, 0.15  # of that height: a piece; what may be between it and the rest
+STACK_GAP = 0.2  # between two that lie one above the other
+OVERLAP, TWIN_OVERLAP = 0.4, 0.7  # of the narrower one's width; the latter for two side by side
 
 
 class Digit(NamedTuple):
@@ -194,10 +194,10 @@ def _belong_together(a: _Part, b: _Part) -> bool:
     across, down = _gaps(a, b)
     height = (a | b).height
     shorter = min(a.height, b.height)
-    if shorter < PIECE * height and _gap(a, b) < LITTLE_GAP * height:
+    if shorter < PIECE * height and _gap(a, b) < PIECE_GAP * height:
         return True
     overlap = TWIN_OVERLAP if -down > PIECE * shorter else OVERLAP
-    return -across >= overlap * min(a.width, b.width) and down < SMALL_GAP * height
+    return -across >= overlap * min(a.width, b.width) and down < STACK_GAP * height
 
 
 def _in_reading_order(parts: list[_Part]) -> list[_Part]:
