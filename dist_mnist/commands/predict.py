@@ -65,7 +65,7 @@ def _predict(config: PredictConfig) -> None:
         ReportedError: Some picture could not be read.
     """
     from dist_mnist.models.classifier import load_classifier
-    from dist_mnist.models.readings import check_reads_digits
+    from dist_mnist.models.readings import check_reads_pictures
     from dist_mnist.record.sheet import draw_sheet
 
     if not config.images:
@@ -74,7 +74,7 @@ def _predict(config: PredictConfig) -> None:
             "photo.jpg`, or - for standard input."
         )
     classifier = load_classifier(config.checkpoint, trusted_modules=config.trusted_modules)
-    check_reads_digits(classifier)
+    check_reads_pictures(classifier)
     names = [name for word in config.images for name in _expand(word)]
     rows: list[Row] = []
     count = 0
@@ -157,12 +157,13 @@ def _print(line: str) -> None:
 
 
 def _row(name: str, picture: "Image", reading: "Reading") -> "Row":
+    from dist_mnist.models.readings import shown
     from dist_mnist.record.sheet import Seen, make_row
 
     answers = zip(reading.labels, reading.confidences, strict=True)
     texts = [f"{label}  {100 * sure:.1f} %" for label, sure in answers]
     seen = [
-        Seen(digit.image, digit.box, text)
+        Seen(shown(digit), digit.box, text)
         for digit, text in zip(reading.digits, texts, strict=True)
     ]
     return make_row(name if seen else f"{name}: no digit found", picture, seen)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dist_mnist.data.digits.preprocessing import make_like_mnist
 from dist_mnist.data.mnist import MNIST
-from dist_mnist.data.preprocessing import make_like_mnist
 
 COUNT = 2000  # drawn ones, beside the 6,742 of MNIST's training files
 SIDE = 96  # pixels they are drawn with, before they become 28

@@ -78,7 +78,7 @@ class Classifier:
         Raises:
             InputError: It cannot be read, or the network was not trained on a folder of pictures.
         """
-        from dist_mnist.data.fitting import fit_picture
+        from dist_mnist.data.folder.fitting import fit_picture
         from dist_mnist.data.pictures import read_picture
 
         if self.fit is None:

@@ -1,5 +1,6 @@
 """What a network reads in a picture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.data.digits import Digit, find_digits
+from dist_mnist.data.digits.find import Digit, find_digits
 from dist_mnist.models.classifier import Classifier
 
 SIDE = 28
@@ -37,19 +38,49 @@ def read(classifier: Classifier, picture: Image.Image, plain: bool = False) -> R
     """Read the digits in a picture.
 
     Args:
-        classifier: Takes images of 28 x 28 gray pixels; see `check_reads_digits`.
+        classifier: See `check_reads_pictures`.
         picture: In RGB and upright, as `read_picture` returns it.
         plain: Look for no digits: the whole picture is one image, made small.
     """
-    digits = [_whole(picture)] if plain else find_digits(picture)
+    digits = find_images(classifier, picture, plain)
     if not digits:
         return Reading(None, None, (), (), ())
-    images = torch.stack([digit.image for digit in digits]).unsqueeze(1)
-    best = classifier(images).max(dim=1)
+    best = classifier(stack(digits)).max(dim=1)
     labels = tuple(classifier.classes[index] for index in best.indices.tolist())
     confidences = tuple(best.values.tolist())
     between = "" if all(len(label) == 1 for label in labels) else " "
     return Reading(between.join(labels), prod(confidences), tuple(digits), labels, confidences)
+
+
+def find_images(classifier: Classifier, picture: Image.Image, plain: bool = False) -> list[Digit]:
+    """Return what a network sees of a picture: each digit in it.
+
+    A network that was trained on a folder of pictures sees the whole picture, made of it as of
+    those; then the image is uint8 of shape (C, H, W).
+
+    Args:
+        classifier: The network.
+        picture: In RGB and upright.
+        plain: As for `read`.
+    """
+    if classifier.fit is not None:
+        from dist_mnist.data.folder.fitting import fit_picture
+
+        image = torch.from_numpy(fit_picture(picture, classifier.image_shape, classifier.fit))
+        return [Digit(image, (0, 0, *picture.size))]
+    return [_whole(picture)] if plain else find_digits(picture)
+
+
+def stack(digits: Sequence[Digit]) -> torch.Tensor:
+    """Return the images of at least one digit as one tensor, uint8 (N, C, H, W)."""
+    images = torch.stack([digit.image for digit in digits])
+    return images if images.ndim == 4 else images.unsqueeze(1)
+
+
+def shown(digit: Digit) -> Image.Image:
+    """Return the image of a digit as a picture."""
+    image = digit.image if digit.image.ndim == 2 else digit.image.movedim(0, -1).squeeze(-1)
+    return Image.fromarray(image.contiguous().numpy())
 
 
 def _whole(picture: Image.Image) -> Digit:
@@ -63,12 +94,14 @@ def _whole(picture: Image.Image) -> Digit:
     return Digit(torch.from_numpy(np.array(small)), (0, 0, *picture.size))
 
 
-def check_reads_digits(classifier: Classifier) -> None:
-    """Try whether a network takes the images that digits are made into.
+def check_reads_pictures(classifier: Classifier) -> None:
+    """Try whether a network takes the images that pictures are made into.
 
     Raises:
         InputError: It does not.
     """
+    if classifier.fit is not None:
+        return
     try:
         classifier(torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8))
     except Exception as error:

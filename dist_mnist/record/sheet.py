@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dist_mnist.record.files import write_atomically
@@ -18,12 +17,12 @@ class Seen(NamedTuple):
     """What the network saw, and what it said.
 
     Attributes:
-        image: uint8 of shape (H, W).
+        image: As many pixels as the network got.
         box: Where it is in the picture: left, top, right, bottom.
         answer: A line to write below it.
     """
 
-    image: torch.Tensor
+    image: Image.Image
     box: tuple[int, int, int, int]
     answer: str
 
@@ -67,12 +66,12 @@ def draw_sheet(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _height(row: Row) -> int:
-    sides = [ZOOM * len(one.image) + LINE for one in row.seen]
+    sides = [ZOOM * one.image.height + LINE for one in row.seen]
     return 2 * GAP + LINE + max([row.picture.height, *sides])
 
 
 def _width(row: Row) -> int:
-    return PICTURE_SIDE + 2 * GAP + sum(ZOOM * one.image.shape[1] + GAP for one in row.seen)
+    return PICTURE_SIDE + 2 * GAP + sum(ZOOM * one.image.width + GAP for one in row.seen)
 
 
 def _draw_row(sheet: Image.Image, pencil: ImageDraw.ImageDraw, row: Row, top: int) -> None:
@@ -82,8 +81,8 @@ def _draw_row(sheet: Image.Image, pencil: ImageDraw.ImageDraw, row: Row, top: in
     sheet.paste(row.picture, (GAP, top))
     left = PICTURE_SIDE + 2 * GAP
     for one in row.seen:
-        large = one.image.repeat_interleave(ZOOM, 0).repeat_interleave(ZOOM, 1)
-        image = Image.fromarray(large.numpy())
+        size = ZOOM * one.image.width, ZOOM * one.image.height
+        image = one.image.resize(size, Image.Resampling.NEAREST)
         sheet.paste(image, (left, top))
         pencil.text((left, top + image.height + 2), one.answer, fill=INK, font=font)
         left += image.width + GAP

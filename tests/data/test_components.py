@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dist_mnist.data.components import label_components
+from dist_mnist.data.digits.components import label_components
 
 
 def plain_search(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:

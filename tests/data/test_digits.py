@@ -8,10 +8,10 @@ import torch
 from PIL import Image, ImageOps
 
 from dist_mnist import load_classifier
-from dist_mnist.data.digits import Digit, find_digits
+from dist_mnist.data.digits.find import Digit, find_digits
+from dist_mnist.data.digits.preprocessing import make_like_mnist
 from dist_mnist.data.mnist import MNIST
 from dist_mnist.data.pictures import read_picture
-from dist_mnist.data.preprocessing import make_like_mnist
 from tests.support.drawings import draw_digit
 from tests.support.photos import SCENES, take_photo, write_number
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.data import decode_worker, decoding
-from dist_mnist.data.decode_worker import Job, Problem, Rows
+from dist_mnist.data.folder import decode_worker, decoding
+from dist_mnist.data.folder.decode_worker import Job, Problem, Rows
 from dist_mnist.data.mapped import Samples
 from dist_mnist.data.splits import DataSplits, load_part, load_splits
 from tests.support.configs import make_config

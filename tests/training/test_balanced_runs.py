@@ -12,6 +12,7 @@ from dist_mnist.data.splits import load_part, load_splits
 from dist_mnist.models.classifier import load_classifier
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.evaluation import Evaluation
+from tests.support.command_line import call
 from tests.support.configs import SMALL_DATA, SOLO, make_config
 from tests.support.picture_folders import FOLDER_DATA, write_digits, write_images
 from tests.support.processes import run_ranks
@@ -36,7 +37,12 @@ def run_with_cache(cache: str, overrides: list[str]) -> None:
     run_once(overrides)
 
 
-def test_a_folder_makes_a_network(uneven_root: Path, tmp_path: Path) -> None:
+def test_a_folder_makes_a_network(
+    uneven_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     run_once([*RUN, f"data.root={uneven_root}", f"run_dir={tmp_path}", "data.balance=sample"])
     classifier = load_classifier(tmp_path)
     assert classifier.classes == ("0", "1", "2")
@@ -47,6 +53,13 @@ def test_a_folder_makes_a_network(uneven_root: Path, tmp_path: Path) -> None:
         classifier(classifier.read(uneven_root / "test" / name)).argmax().item() for name in names
     ]
     assert right == [0, 1, 2]
+    pictures = [str(uneven_root / "test" / name) for name in names]
+    sheet = tmp_path / "sheet.png"
+    status, out, _ = call(
+        monkeypatch, capsys, "predict", *pictures, f"checkpoint={tmp_path}", f"save={sheet}"
+    )
+    assert (status, sheet.exists()) == (0, True)
+    assert [line.split()[-2] for line in out.splitlines()] == ["0", "1", "2"]
     content, lines = result(tmp_path)
     assert (
         content["config"]["data"]["num_classes"] == content["config"]["model"]["num_classes"] == 3
@@ -122,6 +135,8 @@ def test_pictures_train_to_the_same_bits(small_root: Path, tmp_path: Path) -> No
     (a, lines_a), (b, lines_b) = result(tmp_path / "a"), result(tmp_path / "b")
     for key in ("model", "optimizer", "data", "normalization"):
         assert_equal(a[key], b[key])
+    for line in (lines_a[-1], lines_b[-1]):
+        del line["classes"]  # the names of folders
     assert lines_a == lines_b
 
 

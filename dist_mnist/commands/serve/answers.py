@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from dist_mnist.data.digits import Digit
+from dist_mnist.data.digits.find import Digit
+from dist_mnist.models.readings import shown
 
 SURE = 0.8  # most wrong answers to drawings are less confident, and few right ones
 
@@ -24,7 +25,7 @@ class Reading(BaseModel):
     box: tuple[int, int, int, int] = Field(
         description="where it is in the picture: left, top, right, bottom, in pixels"
     )
-    picture: str = Field(description="the 28 by 28 pixels that the network sees: a PNG, in base64")
+    picture: str = Field(description="the pixels that the network sees: a PNG, in base64")
 
 
 class Answer(Reading):
@@ -80,11 +81,11 @@ def _to_reading(digit: Digit, row: torch.Tensor, classes: Sequence[str]) -> Read
         runner_up=classes[second],
         probabilities=row.tolist(),
         box=digit.box,
-        picture=_png(digit.image),
+        picture=_png(shown(digit)),
     )
 
 
-def _png(image: torch.Tensor) -> str:
+def _png(image: Image.Image) -> str:
     stream = io.BytesIO()
-    Image.fromarray(image.numpy()).save(stream, "PNG")
+    image.save(stream, "PNG")
     return base64.b64encode(stream.getvalue()).decode()

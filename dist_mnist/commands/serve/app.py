@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dist_mnist.commands.serve import pages
 from dist_mnist.commands.serve.answers import Answer, Health, Model, Problem, to_answer
 from dist_mnist.commands.serve.batches import Batcher
-from dist_mnist.commands.serve.network import Network, find, stack
+from dist_mnist.commands.serve.network import Network, find
 from dist_mnist.commands.serve.uploads import (
     FORM,
     MOST_BYTES,
@@ -25,6 +25,7 @@ from dist_mnist.commands.serve.uploads import (
 from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError
 from dist_mnist.distributed.cpu_threads import usable_cores
+from dist_mnist.models.readings import stack
 
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -116,7 +117,7 @@ def _add_prediction(
         content = await read_upload(request)
         try:
             loop = asyncio.get_running_loop()
-            digits = await loop.run_in_executor(readers, find, content)
+            digits = await loop.run_in_executor(readers, find, network, content)
         except InputError as error:
             raise HTTPException(422, str(error)) from error
         rows = await batcher.answer(stack(digits))
@@ -125,7 +126,7 @@ def _add_prediction(
 
 def _add_descriptions(app: FastAPI, network: Network, batcher: Batcher) -> None:
     description = network.describe()
-    blank = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    blank = torch.zeros(1, *network.classifier.image_shape, dtype=torch.uint8)
 
     @app.get("/health", summary="Whether the server answers", response_description="It does.")
     async def health() -> Health:

@@ -8,9 +8,10 @@ import torch
 
 from dist_mnist.commands.serve.answers import SURE, Model
 from dist_mnist.config.errors import InputError
-from dist_mnist.data.digits import Digit, find_digits
+from dist_mnist.data.digits.find import Digit
 from dist_mnist.data.pictures import read_picture
 from dist_mnist.models.classifier import Classifier, find_checkpoint, load_classifier
+from dist_mnist.models.readings import check_reads_pictures, find_images
 
 MOST_DIGITS = 100  # in one picture
 
@@ -52,23 +53,17 @@ def load_network(checkpoint: str | None, trusted_modules: Sequence[str]) -> Netw
     path = find_checkpoint(checkpoint)
     classifier = load_classifier(path, trusted_modules=trusted_modules)
     torch.set_num_threads(1)  # for a few small images, more threads cost more than they bring
-    try:
-        classifier(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
-    except Exception as error:
-        raise InputError(
-            f"checkpoint={checkpoint} cannot read digits: its network does not take images of "
-            f"28 x 28 gray pixels."
-        ) from error
+    check_reads_pictures(classifier)
     return Network(classifier, None if checkpoint is None else path)
 
 
-def find(content: bytes) -> list[Digit]:
-    """Return the digits in an uploaded picture, in the order of reading; at least one.
+def find(network: Network, content: bytes) -> list[Digit]:
+    """Return what the network sees of an uploaded picture: at least one digit, in reading order.
 
     Raises:
         InputError: It is no picture, has no digit, or more than `MOST_DIGITS`.
     """
-    digits = find_digits(read_picture(content))
+    digits = find_images(network.classifier, read_picture(content))
     if not digits:
         raise InputError("there is no digit in the picture.")
     if len(digits) > MOST_DIGITS:
@@ -76,8 +71,3 @@ def find(content: bytes) -> list[Digit]:
             f"there are {len(digits)} digits in the picture, and at most {MOST_DIGITS} are read."
         )
     return digits
-
-
-def stack(digits: Sequence[Digit]) -> torch.Tensor:
-    """Return the images of digits as one tensor, uint8 (N, 1, 28, 28)."""
-    return torch.stack([digit.image for digit in digits]).unsqueeze(1)

@@ -1,5 +1,7 @@
 """The command: where it listens, what it refuses, and how it ends."""
 
+import base64
+import io
 import signal
 import socket
 from contextlib import closing
@@ -7,6 +9,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.checkpoints import write_untrained
 from tests.support.command_line import call
@@ -104,9 +107,23 @@ def test_a_network_of_another_shape_is_refused(
     status, _, err = call(monkeypatch, capsys, "serve", f"port={free_port()}", f"checkpoint={path}")
     assert status == 1
     assert err == (
-        f"error: checkpoint={path} cannot read digits: its network does not take images of "
-        f"28 x 28 gray pixels.\n"
+        "error: the checkpoint's network cannot read digits: it does not take images of 28 x 28 "
+        "gray pixels.\n"
     )
+
+
+def test_a_network_of_a_folder_sees_whole_pictures(tmp_path: Path) -> None:
+    folder = ("data=image_folder", "data.num_classes=10", "data.image_shape=[3,8,8]")
+    path = write_untrained(tmp_path / "folder.safetensors", *folder, "model=linear")
+    photo = io.BytesIO()
+    Image.new("RGB", (40, 20), "red").save(photo, "PNG")
+    with serving(f"checkpoint={path}", cwd=tmp_path) as server:
+        answer = request(server, "POST", "/predict", photo.getvalue()).json
+    assert (answer["box"], answer["more"]) == ([0, 0, 40, 20], [])
+    seen = Image.open(io.BytesIO(base64.b64decode(answer["picture"])))
+    assert (seen.mode, seen.size) == ("RGB", (8, 8))
+    assert seen.getpixel((4, 4)) == (255, 0, 0)
+    assert seen.getpixel((4, 0)) == (0, 0, 0)  # a black bar: the aspect is kept
 
 
 def test_whoever_listens_beyond_this_machine_is_warned(tmp_path: Path) -> None:

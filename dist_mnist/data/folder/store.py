@@ -19,9 +19,9 @@ import torch
 
 from dist_mnist.config.data_schema import Fit
 from dist_mnist.data.cache import cache_folder, cannot_store
-from dist_mnist.data.decode_worker import Job, Problem
-from dist_mnist.data.decoding import decode_all
-from dist_mnist.data.picture_files import PictureFile
+from dist_mnist.data.folder.decode_worker import Job, Problem
+from dist_mnist.data.folder.decoding import decode_all
+from dist_mnist.data.folder.files import PictureFile
 from dist_mnist.data.residence import map_pixels
 from dist_mnist.record.files import sync
 from dist_mnist.record.locks import lock_patiently

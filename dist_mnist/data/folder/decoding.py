@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from tqdm import tqdm
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.data.decode_worker import Job, Problem, Rows, decode
+from dist_mnist.data.folder.decode_worker import Job, Problem, Rows, decode
 from dist_mnist.distributed.cpu_threads import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -85,11 +85,11 @@ def _decode_beside(job: Job, pieces: Sequence[Rows]) -> Iterator[Answer]:
 
 
 def _start(job: Job) -> "subprocess.Popen[str]":
-    package = str(Path(__file__).parents[2])
+    package = str(Path(__file__).parents[3])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     worker = subprocess.Popen(
-        [sys.executable, "-m", "dist_mnist.data.decode_worker"],
+        [sys.executable, "-m", "dist_mnist.data.folder.decode_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**environment, "OPENBLAS_NUM_THREADS": "1"},

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dist_mnist.data.components import label_components
-from dist_mnist.data.ink import find_ink
-from dist_mnist.data.preprocessing import Box, make_like_mnist
-from dist_mnist.data.strokes import with_usual_strokes
+from dist_mnist.data.digits.components import label_components
+from dist_mnist.data.digits.ink import find_ink
+from dist_mnist.data.digits.preprocessing import Box, make_like_mnist
+from dist_mnist.data.digits.strokes import with_usual_strokes
 
 EDGE = 0.25  # of full ink: where a stroke ends
 LEAST_PIXELS, LEAST_SIDE = 6, 0.025  # of a digit's longer side: pixels; of the picture's side

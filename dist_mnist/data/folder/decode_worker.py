@@ -1,4 +1,6 @@
-"""Decodes pictures into a file, in a process of its own: `python -m dist_mnist.data.decode_worker`.
+"""Decodes pictures into a file, in a process of its own.
+
+It is started as `python -m dist_mnist.data.folder.decode_worker`.
 
 It reads JSON lines, first a `Job`, then lists of rows and paths, and answers each list with a list
 of what is wrong with each picture. Imports no torch, so it starts in a fraction of a second.
@@ -12,7 +14,7 @@ from typing import NamedTuple
 
 from dist_mnist.config.data_schema import Fit
 from dist_mnist.config.errors import InputError
-from dist_mnist.data.fitting import fit_picture
+from dist_mnist.data.folder.fitting import fit_picture
 from dist_mnist.data.pictures import read_picture
 
 MOST_BYTES = 2**30  # of a file; no picture of 64 million pixels has more

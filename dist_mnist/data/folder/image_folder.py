@@ -13,8 +13,7 @@ from torch.utils.data import Dataset
 from dist_mnist.config.data_schema import Broken, Fit, number_of
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.cache import remember
-from dist_mnist.data.mapped import MappedImages, PixelSums, sum_pixels
-from dist_mnist.data.picture_files import (
+from dist_mnist.data.folder.files import (
     Classes,
     PictureFile,
     find_classes,
@@ -22,7 +21,8 @@ from dist_mnist.data.picture_files import (
     find_test_tree,
     printable,
 )
-from dist_mnist.data.picture_store import Stored, store_pictures
+from dist_mnist.data.folder.store import Stored, store_pictures
+from dist_mnist.data.mapped import MappedImages, PixelSums, sum_pixels
 from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.data.splits import stratified_choice
 

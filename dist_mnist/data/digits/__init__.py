@@ -1,0 +1,1 @@
+"""Digits in pictures: found, and made as the images of MNIST were."""
