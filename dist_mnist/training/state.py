@@ -1,5 +1,6 @@
 """Everything that training changes or computes with; to a checkpoint and back."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -197,8 +198,10 @@ def restore(state: TrainingState, content: dict[str, Any]) -> None:
     Raises:
         InputError: The checkpoint is of another network, or of data in another order.
     """
-    _check_same_run(plain_config(state.config), content["config"])
-    _check_same_data(state, content)
+    told = {key: content[key] for key in ("config", "data", "normalization")}
+    saved = json.loads(json.dumps(told, default=str))  # a tensor cannot be compared with a value
+    _check_same_run(plain_config(state.config), saved["config"])
+    _check_same_data(state, saved)
     options = [
         {key: value for key, value in group.items() if key != "params"}
         for group in state.optimizer.param_groups
@@ -259,11 +262,11 @@ def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:
             )
 
 
-def _check_same_data(state: TrainingState, content: dict[str, Any]) -> None:
+def _check_same_data(state: TrainingState, saved: dict[str, Any]) -> None:
     """Refuse other samples: some would be seen twice and others never."""
     splits, root = state.splits, state.config.data.root
     now = {**splits.fingerprint, "the normalization": asdict(splits.normalization)}
-    then = {**content["data"], "the normalization": content["normalization"]}
+    then = {**saved["data"], "the normalization": saved["normalization"]}
     for name in ("training samples", "checksum of the training samples", "the normalization"):
         if now[name] != then.get(name):
             raise InputError(
