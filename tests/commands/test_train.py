@@ -26,7 +26,7 @@ SMALL = (
 
 @pytest.mark.parametrize(
     ("size", "stops"),
-    [pytest.param(1, [11], marks=pytest.mark.slow), (2, [3, 16])],
+    [(1, [11]), pytest.param(2, [3, 16], marks=pytest.mark.slow)],
     ids=["once", "twice"],
 )
 def test_stopped_run_continues_exactly(

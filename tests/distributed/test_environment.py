@@ -54,6 +54,7 @@ def test_empty_variables_count_as_missing(monkeypatch: pytest.MonkeyPatch) -> No
         assert (world.rank, world.size, world.local_rank, world.local_size) == (0, 1, 0, 1)
 
 
+@pytest.mark.slow
 def test_odd_rank_is_reported_without_a_stack(small_root: Path, tmp_path: Path) -> None:
     failed = python(
         *("-m", "dist_mnist", "data=fashion_mnist", f"data.root={small_root}"),
@@ -110,8 +111,10 @@ def train_with(redirections: str, root: Path, run_dir: Path, *overrides: str) ->
     "closed",
     [
         "<&- >&- 2>&-",
-        "| true",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-", ">/dev/full")),
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ("| true", ">&-", "2>&-", ">/dev/full")
+        ),
     ],
 )
 def test_streams_that_nobody_reads(small_root: Path, tmp_path: Path, closed: str) -> None:

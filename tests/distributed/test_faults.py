@@ -111,6 +111,7 @@ def test_gloo_sums_survive_a_restart(small_root: Path, tmp_path: Path) -> None:
     require_equal(tmp_path, 3, overrides)  # which goes through shared memory
 
 
+@pytest.mark.slow
 def test_lost_rank_leaves_no_gradient(small_root: Path, tmp_path: Path) -> None:
     """A gather that fails is told as a lost rank, and no checkpoint follows it."""
     overrides = [
@@ -128,6 +129,7 @@ def test_lost_rank_leaves_no_gradient(small_root: Path, tmp_path: Path) -> None:
     require_equal(tmp_path, 2, overrides)
 
 
+@pytest.mark.slow
 def test_stopped_process_has_its_own_status(small_root: Path, tmp_path: Path) -> None:
     overrides = [*misbehaving(tmp_path, "SIGTERM"), f"data.root={small_root}"]
     stopped = python("-m", "dist_mnist", *overrides, PYTHONPATH=str(CHECKOUT))
@@ -293,9 +295,8 @@ def test_a_rank_that_never_comes_is_named(small_root: Path, tmp_path: Path) -> N
     assert alone.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("size", "does"), [pytest.param(1, "forget", marks=pytest.mark.slow), (2, "overflow")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "does"), [(1, "forget"), (2, "overflow")])
 def test_non_finite_step_stops_all_ranks(
     small_root: Path, tmp_path: Path, size: int, does: str
 ) -> None:
@@ -330,9 +331,8 @@ def write_numbered_images(root: Path) -> None:
         write_idx(folder / f"{part}-labels-idx1-ubyte", (numbers % 10).to(torch.uint8))
 
 
-@pytest.mark.parametrize(
-    "size", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 4]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 3, 4])
 def test_resume_at_another_world_size(tmp_path: Path, size: int) -> None:
     write_numbered_images(tmp_path)
     overrides = [

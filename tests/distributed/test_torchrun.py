@@ -44,7 +44,11 @@ def test_train_on_three_and_evaluate_on_two(small_root: Path, tmp_path: Path) ->
     ("override", "message"),
     [
         ("optimizer.lrr=1", "Could not override 'optimizer.lrr'"),
-        ("data.root=/proc/nowhere", "data.root=/proc/nowhere cannot be written"),
+        pytest.param(
+            "data.root=/proc/nowhere",
+            "data.root=/proc/nowhere cannot be written",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_mistake_is_told_once_for_all_ranks(

@@ -36,6 +36,7 @@ def test_class_names_are_written_as_they_are(tmp_path: Path, name: str) -> None:
     assert digest(tmp_path, [name, "b", "c"]) != digest(tmp_path, ["alpha", "b", "c"])
 
 
+@pytest.mark.slow
 def test_notebook_backend_does_not_show(small_root: Path, tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("text.usetex: true\n")
     done = python(

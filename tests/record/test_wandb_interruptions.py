@@ -195,9 +195,8 @@ def test_wandb_killed(
     assert server.numbers(tmp_path) == [3, 6, 9, 12]
 
 
-@pytest.mark.parametrize(
-    "trouble", [pytest.param("silent server", marks=pytest.mark.slow), "hung service"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["silent server", "hung service"])
 def test_process_ends(server: WandbServer, tmp_path: Path, trouble: str) -> None:
     server.answers.clear()
     script = (
@@ -254,7 +253,8 @@ def has_arrived(server: WandbServer, run_dir: Path, rows: Sequence[int]) -> bool
     return server.numbers(run_dir)[: len(rows)] == rows
 
 
-@pytest.mark.parametrize("mode", [pytest.param("online", marks=pytest.mark.slow), "offline"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["online", "offline"])
 def test_trainer_killed_again_and_again(
     small_root: Path, tmp_path: Path, server: WandbServer, mode: str
 ) -> None:

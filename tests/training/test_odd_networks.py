@@ -29,7 +29,7 @@ def odd(how: str) -> list[str]:
     return ["model._target_=tests.support.networks.Odd", f"+model.how={how}"]
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_tutorial_cnn_trains(size: int, small: list[str]) -> None:
     run_ranks(size, run_once, [*small, "model._target_=tests.support.networks.TutorialCNN"])
 

@@ -45,7 +45,7 @@ def train(folder: Path, root: Path, ranks: int, *overrides: str) -> tuple[object
     [
         (1, ["augmentation=affine"]),
         (1, ["augmentation=none", "trainer.reproducible=true"]),
-        (2, ["augmentation=shift"]),
+        pytest.param(2, ["augmentation=shift"], marks=pytest.mark.slow),
     ],
 )
 def test_same_bits_from_the_host(

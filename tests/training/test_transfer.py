@@ -286,6 +286,7 @@ def begun(run: list[str], starts: list[str]) -> float:
     return run_once([*run, *filter(None, [starts[int(os.environ["RANK"])]])])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_all_ranks_start_from_rank_0s_file(small_root: Path, source: Path, tmp_path: Path) -> None:
     run = [*SMALL_CNN, f"data.root={small_root}", "trainer.max_steps=1", BODY]
