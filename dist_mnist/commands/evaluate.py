@@ -23,7 +23,7 @@ UNSEEN = {"_target_": "dist_mnist.data.qmnist.QMNIST", "what": "test50k"}
 
 
 class Format(Enum):
-    """How the scores are printed."""
+    """The form in which scores are printed."""
 
     text = "text"
     json = "json"  # an object a line

@@ -33,7 +33,7 @@ class Format(Enum):
 
 @dataclass
 class ExportConfig:
-    """Which checkpoint, as what, and where to."""
+    """The checkpoint, its new format, and the file to write."""
 
     checkpoint: str | None
     format: Format

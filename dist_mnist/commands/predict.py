@@ -27,7 +27,7 @@ COLUMNS = ("path", "label", "confidence")
 
 
 class Format(Enum):
-    """How the answers are printed."""
+    """The form in which answers are printed."""
 
     text = "text"
     json = "json"  # an object a line
@@ -36,7 +36,7 @@ class Format(Enum):
 
 @dataclass
 class PredictConfig:
-    """Which network reads which pictures, and how the answers are given."""
+    """The pictures, the network that reads them, and the form of its answers."""
 
     images: list[str]
     checkpoint: str | None

@@ -9,7 +9,7 @@ from dist_mnist.config.overrides import in_home
 
 
 class Fit(Enum):
-    """What happens to a picture whose aspect is not that of `data.image_shape`."""
+    """The treatment of a picture whose aspect ratio differs from that of `data.image_shape`."""
 
     pad = "pad"  # black bars around it
     crop = "crop"  # its edges are cut off
@@ -17,7 +17,7 @@ class Fit(Enum):
 
 
 class Broken(Enum):
-    """What happens if pictures of a folder cannot be read."""
+    """The treatment of pictures in a folder that cannot be read."""
 
     refuse = "refuse"
     skip = "skip"
@@ -32,7 +32,7 @@ class Residence(Enum):
 
 
 class Balance(Enum):
-    """How classes that have more samples than others are kept from counting more."""
+    """A way to keep large classes from counting more than small ones."""
 
     none = "none"
     weights = "weights"  # the losses of each class add up to the same weight

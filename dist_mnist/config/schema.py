@@ -47,7 +47,7 @@ class TrackingMode(Enum):
 
 
 class Logger(Enum):
-    """Who is told of a run's numbers, beside the journal."""
+    """A receiver of a run's numbers, besides the journal."""
 
     wandb = "wandb"
     tensorboard = "tensorboard"

@@ -15,7 +15,7 @@ from dist_mnist.data.images import ImageTensors
 
 
 class Changes(NamedTuple):
-    """What happens to each image of a batch.
+    """The random changes of each image in a batch.
 
     Attributes:
         moves: int64 of shape (2, B): down and right, from 0 for the largest move one way to

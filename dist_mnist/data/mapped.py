@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class PixelSums(NamedTuple):
-    """What is summed up over all pixels of a set.
+    """Sums over all pixels of a set.
 
     Attributes:
         checksum: The CRC-32 of all images.

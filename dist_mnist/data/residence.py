@@ -1,4 +1,4 @@
-"""Where the samples of a run stay: in each process's own memory, or in one file that all map."""
+"""Keeps the samples of a run in each process's own memory, or in one file that all of them map."""
 
 import hashlib
 import logging

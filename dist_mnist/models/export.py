@@ -28,7 +28,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Exported(nn.Module):
-    """What becomes of images in the file.
+    """The function that the file holds.
 
     Args:
         classifier: On the CPU, in eval mode.

@@ -1,4 +1,4 @@
-"""What a network reads in a picture."""
+"""Reads pictures with a network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SIDE = 28
 
 @dataclass(frozen=True)
 class Reading:
-    """What a network reads in a picture.
+    """The digits of a picture, as a network reads them.
 
     Attributes:
         label: The names of the classes of all digits, from left to right; None if there is none.

@@ -1,4 +1,4 @@
-"""Whom a run tells of its numbers: wandb, TensorBoard, a CSV file, or several of them.
+"""Sends a run's numbers to wandb, TensorBoard, a CSV file, or several of them.
 
 All are made from the journal. A start writes TensorBoard's file and the CSV file anew from it, so
 however often a run was interrupted, each series is one, without gaps or repeats.

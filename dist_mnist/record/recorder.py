@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Launch:
-    """What a start of a run is told to do.
+    """The instructions for one start of a run.
 
     Attributes:
         overrides: What was given on the command line.
@@ -39,7 +39,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run continues.
+    """The place at which a run continues.
 
     Attributes:
         step: The optimizer steps done.

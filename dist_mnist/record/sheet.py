@@ -14,7 +14,7 @@ BACKGROUND, INK, QUIET, FRAME = "white", "black", "#666666", "#d1682b"
 
 
 class Seen(NamedTuple):
-    """What the network saw, and what it said.
+    """One image as the network saw it, and its answer.
 
     Attributes:
         image: As many pixels as the network got.

@@ -1,4 +1,4 @@
-"""What a score is made of: class by class, and whether the network knows how sure it can be."""
+"""The details of a score: each class, calibration and the worst mistakes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ MOST_COLUMNS = 12  # more classes than that are not written beside each other
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How well one class is told from the others.
+    """The score of one class.
 
     Attributes:
         precision: The fraction of the predictions of this class that are right; None if there are
@@ -32,7 +32,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether predictions of a confidence are right as often as that, in bins of equal width.
+    """Confidence and accuracy of predictions, in bins of equal width.
 
     Attributes:
         counts: Predictions in each bin, int64 of shape (bins,).

@@ -1,4 +1,4 @@
-"""What balancing is worth: the tutorial's network on MNIST with a hundredth of one digit."""
+"""Measures balancing: the tutorial's network on MNIST with a hundredth of one digit."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""Where samples stay: a step's time and the memory of 1, 2 and 4 processes, on 376 MB of images."""
+"""Samples on the device or on the host: step time and memory of 1, 2 and 4 processes."""
 
 import os
 import subprocess

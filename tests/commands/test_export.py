@@ -1,4 +1,4 @@
-"""What is exported answers as the checkpoint does, by the programs that the formats are for."""
+"""Exported files answer as the checkpoint does, in the programs that the formats are for."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What people have is decoded, and what cannot be is refused in a sentence."""
+"""Pictures as people have them are decoded; the rest is refused in a sentence."""
 
 import io
 import struct

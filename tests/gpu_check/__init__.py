@@ -1,1 +1,1 @@
-"""What only a GPU can say, in ten minutes, as one record."""
+"""Checks that only a GPU can answer, in ten minutes, as one record."""

@@ -1,4 +1,4 @@
-"""Whether a GPU computes what a CPU does, the same each time, and without being waited for."""
+"""Checks that a GPU computes what a CPU does, the same each time, and is never waited for."""
 
 import copy
 import os
@@ -52,7 +52,7 @@ KINDS = (
 
 
 def machine(world: World) -> Found:
-    """Where this runs; a product of matrices as a sign that the card is awake."""
+    """Describe the machine; a product of matrices shows that the card is awake."""
     found: Found = {
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,

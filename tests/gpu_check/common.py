@@ -27,7 +27,7 @@ Check = Callable[[World], Found]
 
 
 def on_gpu(world: World) -> bool:
-    """Whether this is the real thing, and not a rehearsal on a CPU."""
+    """True if this is the real thing, and not a rehearsal on a CPU."""
     return world.device.type == "cuda"
 
 
@@ -63,7 +63,7 @@ def weights(state: TrainingState) -> list[torch.Tensor]:
 
 
 def has_same_bits(ones: Iterable[torch.Tensor], others: Iterable[torch.Tensor]) -> bool:
-    """Whether two lists of tensors are equal in every bit."""
+    """Return whether two lists of tensors are equal in every bit."""
     return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Whether a step that was captured as a CUDA graph computes the bits of the step itself."""
+"""Checks that a step captured as a CUDA graph computes the same bits as the step itself."""
 
 import time
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a user types: whole trainings, one that is told to stop, and the tests that need a GPU."""
+"""Runs what a user types: whole trainings, one that is stopped, and the tests that need a GPU."""
 
 import importlib.util
 import subprocess

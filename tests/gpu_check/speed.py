@@ -1,4 +1,4 @@
-"""How long a step takes: bare, ours, and both as graphs; how many kernels that is."""
+"""Times a step: bare, ours, and both as graphs; counts its kernels."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""How GPUs multiply is chosen, which can be read where there is none."""
+"""The arithmetic of GPUs is chosen on purpose, which shows even where there is none."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ def test_it_keeps_what_it_needs_to_answer() -> None:
     assert without_training(whole)["config"] == content["config"]
 
 
-def test_temperature_changes_confidence_and_no_answer() -> None:
+def test_temperature_changes_no_answer() -> None:
     torch.manual_seed(0)
     labels = torch.randint(0, 10, (2000,))
     logits = torch.randn(2000, 10)

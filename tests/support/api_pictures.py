@@ -1,4 +1,4 @@
-"""What a valid picture is, for each type that the API takes: hooks of schemathesis."""
+"""Valid pictures of each type that the API takes: hooks of schemathesis."""
 
 import io
 

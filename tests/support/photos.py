@@ -16,7 +16,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in front of the camera, and the camera.
+    """The scene in front of a camera, and the camera.
 
     Attributes:
         paper: Its color.

@@ -32,7 +32,7 @@ class Server(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What a server answered."""
+    """The answer of a server."""
 
     status: int
     headers: Mapping[str, str]

@@ -38,7 +38,7 @@ Call = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
 
 class StandIn:
-    """What stands in for a CUDA graph; see above."""
+    """A stand-in for a CUDA graph; see above."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, call: Call) -> None:
         self.groups, self.call, self.launches = optimizer.param_groups, call, 0

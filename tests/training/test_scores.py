@@ -1,4 +1,4 @@
-"""What a score is made of, on predictions few enough to count by hand."""
+"""The details of a score, on predictions few enough to count by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is frozen stays as it is to the bit; what thaws, thaws on time, at every world size."""
+"""Frozen weights stay as they are to the bit, and thaw on time, at every world size."""
 
 import os
 import shutil

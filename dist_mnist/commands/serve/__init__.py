@@ -15,7 +15,7 @@ NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
 @dataclass
 class ServeConfig:
-    """Which network answers, and where it listens."""
+    """The network that answers, and the address it listens on."""
 
     checkpoint: str | None
     host: str

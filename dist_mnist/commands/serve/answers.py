@@ -1,4 +1,4 @@
-"""What the API answers."""
+"""The answers of the API."""
 
 import base64
 import io
@@ -45,7 +45,7 @@ class Model(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the server answers."""
+    """The state of the server."""
 
     status: str = Field(description="ok", examples=["ok"])
 

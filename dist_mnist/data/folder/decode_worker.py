@@ -24,7 +24,7 @@ Rows = Sequence[tuple[int, str]]
 
 
 class Job(NamedTuple):
-    """Where pictures are and where their pixels go.
+    """The place of the pictures, and of the file for their pixels.
 
     Attributes:
         folder: The pictures' folder.
@@ -40,7 +40,7 @@ class Job(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is wrong with a picture, and whether that may change while the file stays the same."""
+    """A fault of a picture, and whether it may go away while the file stays the same."""
 
     reason: str
     may_change: bool

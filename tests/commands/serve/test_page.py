@@ -338,7 +338,7 @@ KEPT = "async () => [...new Uint8Array(await window.kept.arrayBuffer())]"
 
 
 def test_the_rasterizer_is_the_canvas(page: "Page") -> None:
-    """What the page sends, and what tests/support/strokes.py makes of the same strokes."""
+    """The page sends the same picture that tests/support/strokes.py makes of the strokes."""
     page.evaluate(KEEP)
     for seed in range(20):
         answer_to(page, draw(seed))

@@ -126,7 +126,7 @@ def test_a_network_of_a_folder_sees_whole_pictures(tmp_path: Path) -> None:
     assert seen.getpixel((4, 0)) == (0, 0, 0)  # a black bar: the aspect is kept
 
 
-def test_whoever_listens_beyond_this_machine_is_warned(tmp_path: Path) -> None:
+def test_listening_beyond_this_machine_is_warned(tmp_path: Path) -> None:
     with serving("host=0.0.0.0", cwd=tmp_path) as server:
         assert "warning: host=0.0.0.0 lets everyone who can reach this machine" in server.printed
 
