@@ -93,8 +93,8 @@ def test_digits_come_back_nearly_as_they_were(test_set: MNIST, way: int) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", range(len(WAYS)), ids=[way.__name__ for way in WAYS])
-def test_all_digits_come_back(test_set: MNIST, way: int) -> None:
-    before, after, change = come_back(test_set, 10_000, way)
+def test_many_digits_come_back(test_set: MNIST, way: int) -> None:
+    before, after, change = come_back(test_set, 1_000, way)
     assert after >= before - 0.005
     assert change < list(WAYS.values())[way]
 
