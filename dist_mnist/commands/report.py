@@ -40,8 +40,16 @@ def _report(config: ReportConfig) -> None:
     log_to_console(is_main)
     if not is_main:
         return
-    directories = [Path(in_home(run)) for run in config.runs]
+    directories = [_directory(run) for run in config.runs]
     fitting = directories[0] / "report.html" if len(directories) == 1 else Path("comparison.html")
     path = Path(in_home(config.output)) if config.output else fitting
     write_atomically(path, render([read_run(directory) for directory in directories]).encode())
     logger.info("%d %s -> %s", len(directories), "run" if len(directories) == 1 else "runs", path)
+
+
+def _directory(run: str) -> Path:
+    if run != "latest":
+        return Path(in_home(run))
+    from dist_mnist.record.checkpoint import latest_run  # imports torch
+
+    return latest_run()

@@ -38,6 +38,17 @@ def test_several_runs_are_compared(
     assert names == ["b", "a"]
 
 
+def test_latest_run_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoints = make_run(Path("outputs") / "new") / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    (checkpoints / "last.safetensors").touch()
+    status, out, _ = call(monkeypatch, capsys, "report", "latest")
+    assert (status, out) == (0, "1 run -> outputs/new/report.html\n")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
