@@ -36,17 +36,22 @@ class Exported(nn.Module):
             ones, normalized, to logits.
     """
 
+    shift: torch.Tensor
+
     def __init__(self, classifier: Classifier, preprocessing: bool) -> None:
         super().__init__()
         self.model = classifier.model
         self._classifier, self._preprocessing = classifier, preprocessing
+        mean, std = classifier.normalization.mean, classifier.normalization.std
+        self.register_buffer("shift", torch.tensor(-mean / std), persistent=False)
+        self._scale = 1 / (255 * std)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map images (B, C, H, W) to probabilities or logits, float32 of shape (B, classes)."""
-        if self._preprocessing:
-            return self._classifier.logits(images).softmax(dim=1)
-        outputs: torch.Tensor = self.model(images)
-        return outputs.float()
+        if self._preprocessing:  # as `Normalization`, in operations that ONNX has
+            images = torch.add(self.shift, images, alpha=self._scale)
+        outputs: torch.Tensor = self.model(images).float()
+        return outputs.softmax(dim=1) if self._preprocessing else outputs
 
     def example(self, images: torch.Tensor) -> torch.Tensor:
         """Return what `forward` takes in the place of uint8 images."""

@@ -1,4 +1,4 @@
-"""One Chromium for all tests of commands: playwright's drivers cannot live side by side."""
+"""Chromium for a file of tests: playwright's event loop must end before another one begins."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
     with chromium() as running:
         yield running
