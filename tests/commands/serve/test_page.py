@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from tests.benchmarks.freehand import DRAWINGS, read_drawings, share_right
 from tests.support.browser import (
     answer_by_mouse,
     answer_to,
@@ -346,8 +345,3 @@ def test_the_rasterizer_is_the_canvas(page: "Page") -> None:
         ours = picture(draw(seed)).tobytes()
         apart = sum(abs(a - b) for a, b in zip(sent.tobytes(), ours, strict=True))
         assert apart < 0.05 * sum(255 - value for value in ours), seed
-
-
-@pytest.mark.slow
-def test_freehand_drawings_are_read() -> None:
-    assert share_right(read_drawings(DRAWINGS)) > 0.985
