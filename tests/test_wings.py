@@ -15,7 +15,7 @@ FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("
 LIGHT = [name for name in FILES if name.startswith(("__", "commands/", "config/"))]
 # The parts of a command that is a folder are loaded by its task.
 LIGHT = [name for name in LIGHT if not re.match(r"commands/\w+/(?!__init__)", name)]
-LIGHT += ["distributed/cpu_threads.py", "distributed/signals.py", "distributed/launcher.py"]
+LIGHT += [f"distributed/{name}.py" for name in ("cgroups", "cpu_threads", "signals", "launcher")]
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 300, 40, 6
 
 

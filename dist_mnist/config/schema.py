@@ -13,8 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dist_mnist.config.data_schema import DataConfig
-from dist_mnist.config.errors import InputError, one_line
-from dist_mnist.config.errors import require as _require
+from dist_mnist.config.errors import InputError, one_line, require
 from dist_mnist.config.overrides import in_home
 from dist_mnist.config.transfer import TransferConfig
 
@@ -67,12 +66,12 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
-            _require(value >= 0, f"augmentation.{key}", value, "it must not be negative")
-        _require(self.scale < 1, "augmentation.scale", self.scale, "it must be below 1")
+            require(value >= 0, f"augmentation.{key}", value, "it must not be negative")
+        require(self.scale < 1, "augmentation.scale", self.scale, "it must be below 1")
         rule = "it must be below 90"
-        _require(self.slant_degrees < 90, "augmentation.slant_degrees", self.slant_degrees, rule)
+        require(self.slant_degrees < 90, "augmentation.slant_degrees", self.slant_degrees, rule)
         rule = "it must be at most 1"
-        _require(self.stroke_width <= 1, "augmentation.stroke_width", self.stroke_width, rule)
+        require(self.stroke_width <= 1, "augmentation.stroke_width", self.stroke_width, rule)
 
     @property
     def changes_nothing(self) -> bool:
@@ -127,17 +126,17 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         graph = self.cuda_graph
         rule = "choose auto, true or false"
-        _require(graph == "auto" or isinstance(graph, bool), "trainer.cuda_graph", graph, rule)
+        require(graph == "auto" or isinstance(graph, bool), "trainer.cuda_graph", graph, rule)
         for key, value in vars(self).items():
             if type(value) is int:
-                _require(value >= 1, f"trainer.{key}", value, "it must be at least 1")
+                require(value >= 1, f"trainer.{key}", value, "it must be at least 1")
         clip = self.gradient_clip_norm
-        _require(clip is None or clip > 0, "trainer.gradient_clip_norm", clip, "it must be above 0")
+        require(clip is None or clip > 0, "trainer.gradient_clip_norm", clip, "it must be above 0")
         for key, reason in NOT_REPRODUCIBLE.items():
             value = getattr(self, key)
             is_set = value not in (None, False, "auto")
             rule = f"with trainer.reproducible=true, {reason}; reset one of the two to its default"
-            _require(not (self.reproducible and is_set), f"trainer.{key}", value, rule)
+            require(not (self.reproducible and is_set), f"trainer.{key}", value, rule)
 
 
 @dataclass
@@ -173,13 +172,13 @@ class Config:
     def __post_init__(self) -> None:
         thaw, last = self.transfer.thaw_epoch, self.trainer.epochs
         rule = f"it must be an epoch of the run, which has trainer.epochs={last}"
-        _require(thaw is None or thaw <= last, "transfer.thaw_epoch", thaw, rule)
-        _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
+        require(thaw is None or thaw <= last, "transfer.thaw_epoch", thaw, rule)
+        require(self.seed >= 0, "seed", self.seed, "it must not be negative")
         if self.run_dir is not None:
             rule = "it must be a folder, or null for a new one in outputs"
-            _require(self.run_dir.strip() != "", "run_dir", self.run_dir, rule)
+            require(self.run_dir.strip() != "", "run_dir", self.run_dir, rule)
             self.run_dir = in_home(self.run_dir)
-        _require(
+        require(
             not (self.model.get("log_probabilities") and "MeanSquared" in self.loss["_target_"]),
             "model.log_probabilities",
             True,

@@ -27,15 +27,6 @@ class Normalization:
         return torch.rsub(images, -self.mean / self.std, alpha=-1 / (255 * self.std))
 
 
-def measure_normalization(images: torch.Tensor) -> Normalization:
-    """Return the exact mean and standard deviation of all pixels.
-
-    Args:
-        images: uint8 of any shape.
-    """
-    return normalization_of(count_values(images))
-
-
 def count_values(images: torch.Tensor) -> torch.Tensor:
     """Return how often each of the 256 values is in uint8 images: int64 of shape (256,)."""
     counts = torch.zeros(256, dtype=torch.int64)

@@ -18,6 +18,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.data.cache import cache_folder, cannot_store
 from dist_mnist.data.images import ImageTensors
 from dist_mnist.data.mapped import MappedImages, Samples
+from dist_mnist.distributed.cgroups import group_folders
 from dist_mnist.distributed.world import World
 from dist_mnist.record.files import write_atomically
 from dist_mnist.record.locks import lock_patiently
@@ -25,11 +26,10 @@ from dist_mnist.record.locks import lock_patiently
 logger = logging.getLogger(__name__)
 
 MOST_OF_THE_MEMORY = 0.5  # the rest is for the network, and for copies while the data is loaded
-CGROUP = Path("/sys/fs/cgroup")
 # A group's limit and what of it is used; version 2, then version 1.
 LIMITS = (
-    ("", "memory.max", "memory.current"),
-    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
 
 
@@ -88,17 +88,10 @@ def _kilobytes(path: Path, name: str) -> float | None:
 
 def _of_the_groups() -> Iterator[float]:
     """Yield what is free in the control groups around this process."""
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            inside = Path(path.strip("/"))
-            for folder in (inside, *inside.parents):
-                for mount, limit, used in LIMITS:
-                    if mount not in controllers.split(",") and (mount or controllers):
-                        continue
-                    with suppress(OSError, ValueError):  # no limit is the word max
-                        most = int((CGROUP / mount / folder / limit).read_text())
-                        yield float(most - int((CGROUP / mount / folder / used).read_text()))
+    for folder in group_folders("memory"):
+        for limit, used in LIMITS:
+            with suppress(OSError, ValueError):  # no limit is the word max
+                yield float(int((folder / limit).read_text()) - int((folder / used).read_text()))
 
 
 def load_shared(load: Callable[[], Samples]) -> MappedImages:

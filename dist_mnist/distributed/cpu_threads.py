@@ -6,9 +6,11 @@ can be called before torch is loaded.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from dist_mnist.distributed.cgroups import group_folders
 
 # Multiply-adds of a forward pass, in one step, that are worth a thread: about a millisecond.
 WORK_PER_THREAD = 25_000_000
@@ -16,9 +18,6 @@ WORK_PER_THREAD = 25_000_000
 # milliseconds, and takes the core from the thread it waits for. Fewer looks than these cost speed
 # where nothing else runs; tests/benchmarks/beside.py measures both.
 SPIN_COUNT = "1000"
-
-CGROUP_V2 = Path("/sys/fs/cgroup")
-CGROUP_V1 = ("cpu", "cpu,cpuacct")  # below CGROUP_V2's folder
 
 
 def wait_briefly() -> None:
@@ -67,20 +66,11 @@ def usable_cores() -> int:
 
 def _quotas() -> Iterator[float]:
     """Yield the CPU quotas, in cores, of the control groups around this process."""
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:
-                yield from _quotas_above(CGROUP_V2, path)
-            elif "cpu" in controllers.split(","):
-                for name in CGROUP_V1:
-                    yield from _quotas_above(CGROUP_V2 / name, path)
+    return _quotas_in(group_folders("cpu"))
 
 
-def _quotas_above(root: Path, path: str) -> Iterator[float]:
-    """Yield the quotas of a group and of those above it; in a container, only its root exists."""
-    inside = Path(path.strip("/"))
-    for folder in (root / inside, *(root / parent for parent in inside.parents)):
+def _quotas_in(folders: Iterable[Path]) -> Iterator[float]:
+    for folder in folders:
         with suppress(OSError, ValueError):
             if (folder / "cpu.max").exists():
                 quota, period = (folder / "cpu.max").read_text().split()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from dist_mnist.data.images import Normalization
 from dist_mnist.models.build import build_model, load_weights
 from dist_mnist.models.precision import autocast, compute_dtype
 from dist_mnist.record import checkpoint
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SHIPPED = Path(__file__).with_name("shipped.safetensors")  # made by `python -m tests.ship`
 
@@ -78,7 +81,6 @@ class Classifier:
         Raises:
             InputError: It cannot be read, or the network was not trained on a folder of pictures.
         """
-        from dist_mnist.data.folder.fitting import fit_picture
         from dist_mnist.data.pictures import read_picture
 
         if self.fit is None:
@@ -87,7 +89,21 @@ class Classifier:
                 "images are made of: give it images as tensors."
             )
         picture = read_picture(Path(source) if isinstance(source, str) else source)
-        return torch.from_numpy(fit_picture(picture, self.image_shape, self.fit)).unsqueeze(0)
+        return self.fitted(picture).unsqueeze(0)
+
+    def fitted(self, picture: "Image") -> torch.Tensor:
+        """Make of a picture what became of those that the network was trained on.
+
+        Args:
+            picture: In RGB and upright, as `read_picture` returns it; `fit` must be known.
+
+        Returns:
+            uint8 of shape (C, H, W).
+        """
+        from dist_mnist.data.folder.fitting import fit_picture
+
+        assert self.fit is not None
+        return torch.from_numpy(fit_picture(picture, self.image_shape, self.fit))
 
 
 def find_checkpoint(path: str | Path | None) -> Path:

@@ -64,10 +64,7 @@ def find_images(classifier: Classifier, picture: Image.Image, plain: bool = Fals
         plain: As for `read`.
     """
     if classifier.fit is not None:
-        from dist_mnist.data.folder.fitting import fit_picture
-
-        image = torch.from_numpy(fit_picture(picture, classifier.image_shape, classifier.fit))
-        return [Digit(image, (0, 0, *picture.size))]
+        return [Digit(classifier.fitted(picture), (0, 0, *picture.size))]
     return [_whole(picture)] if plain else find_digits(picture)
 
 

@@ -250,8 +250,3 @@ def load_trial(path: Path, changes: Mapping[str, Any], world: World) -> Trial:
     test, _ = load_part(config.data, train=False, trusted_modules=config.trusted_modules)
     loss = build_loss(config).to(world.device)
     return Trial(classifier, loss, test.to(world.device), config.trainer.evaluation_batch_size)
-
-
-def evaluate_checkpoint(path: Path, changes: Mapping[str, Any], world: World) -> Evaluation:
-    """Score a checkpoint on the test set of its data; as `load_trial`."""
-    return load_trial(path, changes, world).evaluate(world)

@@ -33,12 +33,11 @@ from dist_mnist.record.tracker import Media, Table
 from dist_mnist.training.build import build_training_state, describe
 from dist_mnist.training.evaluation import Evaluation, numbers, score
 from dist_mnist.training.loop import fit
-from dist_mnist.training.scores import calibration
+from dist_mnist.training.scores import MOST_MISTAKES, calibration
 from dist_mnist.training.state import TrainingState, resume
 
 logger = logging.getLogger(__name__)
 
-MISTAKES_SHOWN = 24
 EXAMPLES_OF_A_CELL, MOST_EXAMPLES = 8, 400  # of the confusion matrix, in the report
 MOST_CLASSES = 100  # of which each is compared with each
 
@@ -190,7 +189,7 @@ def _test(state: TrainingState, run_dir: Path, recorder: Recorder) -> Evaluation
     watchdog.pause()
     if state.world.is_main:
         examples = test.examples(
-            len(state.splits.classes), MISTAKES_SHOWN, EXAMPLES_OF_A_CELL, MOST_EXAMPLES
+            len(state.splits.classes), MOST_MISTAKES, EXAMPLES_OF_A_CELL, MOST_EXAMPLES
         )
         media = _draw(state, test, examples, run_dir)
         recorder.record(_test_line(state, test, examples, seconds), media)
@@ -219,7 +218,7 @@ def _test_line(
         **numbers("test", test),
         "seconds": round(seconds, 3),
         **({"test/confusion": test.confusion(classes).tolist()} if classes <= MOST_CLASSES else {}),
-        "test/mistakes": [asdict(mistake) for mistake in test.worst_mistakes(MISTAKES_SHOWN)],
+        "test/mistakes": [asdict(mistake) for mistake in test.worst_mistakes(MOST_MISTAKES)],
         "test/examples": examples,
         "test/calibration": calibration(test).rows(),
         "classes": list(state.splits.classes),
@@ -234,7 +233,7 @@ def _draw(
     The work is done by now, so a run that cannot have its pictures ends well without them.
     """
     classes, samples = state.splits.classes, state.splits.test
-    worst = test.worst_mistakes(MISTAKES_SHOWN)
+    worst = test.worst_mistakes(MOST_MISTAKES)
     places = torch.tensor([m.index for m in worst], dtype=torch.int64)
     images = samples[places.to(samples.labels.device)][0].cpu()
     mistakes = [replace(mistake, index=place) for place, mistake in enumerate(worst)]

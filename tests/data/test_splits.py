@@ -8,7 +8,7 @@ import torch
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.data import mnist
-from dist_mnist.data.images import measure_normalization
+from dist_mnist.data.images import count_values, normalization_of
 from dist_mnist.data.splits import load_part, load_splits, stratified_choice
 from tests.support.configs import make_config
 from tests.support.datasets import make_family_files, make_images, write_idx
@@ -97,7 +97,7 @@ def test_the_parts_are_disjoint_and_complete(small_root: Path) -> None:
 
 def test_normalized_mean_and_deviation() -> None:
     images = make_images(torch.arange(500) % 10, 10).unsqueeze(1)
-    normalized = measure_normalization(images)(images)
+    normalized = normalization_of(count_values(images))(images)
     assert normalized.dtype == torch.float32
     assert float(normalized.double().mean()) == pytest.approx(0, abs=1e-6)
     assert float(normalized.double().std(correction=0)) == pytest.approx(1, abs=1e-6)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dist_mnist.distributed import cpu_threads
+from dist_mnist.distributed.cgroups import folders_around
 from dist_mnist.distributed.cpu_threads import WORK_PER_THREAD, choose_threads, usable_cores
 from dist_mnist.models.build import build_model
 from dist_mnist.models.trial import try_out
@@ -65,7 +66,7 @@ def test_quota(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    quotas = [*cpu_threads._quotas_above(tmp_path, "/a/b")]
+    quotas = [*cpu_threads._quotas_in(folders_around(tmp_path, "/a/b"))]
     monkeypatch.setattr(cpu_threads, "_quotas", lambda: iter(quotas))
     assert usable_cores() == cores
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from tests.support.datasets import make_images
+from tests.support.runs import assert_equal, result
 
 FOLDER_DATA = (
     "data=image_folder",
@@ -43,3 +44,13 @@ def write_flat(
     """Write a picture of one color; the ending of the name tells the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, color).save(path)  # type: ignore[arg-type]
+
+
+def assert_same_training(run_of_arrays: Path, run_of_pictures: Path) -> None:
+    """Compare the runs of a data set and of the same one as pictures, bit for bit."""
+    (a, lines_a), (b, lines_b) = result(run_of_arrays), result(run_of_pictures)
+    for key in ("model", "optimizer", "data", "normalization"):
+        assert_equal(a[key], b[key])
+    for line in (lines_a[-1], lines_b[-1]):
+        del line["classes"]  # the names of folders
+    assert lines_a == lines_b

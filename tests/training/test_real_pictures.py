@@ -6,8 +6,8 @@ import pytest
 
 from dist_mnist.data.mnist import MNIST
 from tests.support.colored_digits import colored_digits
-from tests.support.picture_folders import write_images
-from tests.support.runs import assert_equal, result, run_once
+from tests.support.picture_folders import assert_same_training, write_images
+from tests.support.runs import run_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures", "own_cache")]
 
@@ -20,12 +20,7 @@ def test_all_of_mnist_as_png_files(mnist_root: Path, tmp_path: Path) -> None:
     run_once([*options, f"data.root={mnist_root}", f"run_dir={tmp_path}/a"])
     folder = ["data=image_folder", "data.image_shape=[1,28,28]"]
     run_once([*folder, *options, f"data.root={tmp_path / 'pictures'}", f"run_dir={tmp_path}/b"])
-    (a, lines_a), (b, lines_b) = result(tmp_path / "a"), result(tmp_path / "b")
-    for key in ("model", "optimizer", "data", "normalization"):
-        assert_equal(a[key], b[key])
-    for line in (lines_a[-1], lines_b[-1]):
-        del line["classes"]  # the names of folders
-    assert lines_a == lines_b
+    assert_same_training(tmp_path / "a", tmp_path / "b")
 
 
 def test_color_is_used(mnist_root: Path, tmp_path: Path) -> None:
