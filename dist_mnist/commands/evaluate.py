@@ -14,7 +14,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.overrides import in_home
 
 if TYPE_CHECKING:
-    from dist_mnist.training.evaluation import Evaluation, Trial
+    from dist_mnist.training.evaluation import Candidate, Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     from dist_mnist.distributed.session import session
     from dist_mnist.models.classifier import find_checkpoint
     from dist_mnist.record.console import log_to_console
-    from dist_mnist.training.evaluation import load_trial
+    from dist_mnist.training.evaluation import load_candidate
 
     data = {**config.data, "name": "qmnist", "dataset": UNSEEN} if config.unseen else config.data
     changes = {
@@ -78,41 +78,41 @@ def _evaluate(config: EvaluateConfig) -> None:
     }
     with session(config.trainer["device"], config.trainer["timeout_seconds"]) as world:
         log_to_console(world.is_main)
-        trials: list[Trial] = []
+        candidates: list[Candidate] = []
         scores: list[_Score] = []
         for name in config.checkpoint:
             started = perf_counter()
             path = find_checkpoint(name)
-            trials.append(load_trial(path, changes, world))
-            evaluation = trials[-1].evaluate(world)
+            candidates.append(load_candidate(path, changes, world))
+            evaluation = candidates[-1].evaluate(world)
             scores.append(_Score(path, evaluation, perf_counter() - started))
         if config.ensemble:
             started = perf_counter()
-            trials.append(_as_one(trials))
-            evaluation = trials[-1].evaluate(world)
+            candidates.append(_as_one(candidates))
+            evaluation = candidates[-1].evaluate(world)
             name = Path(f"ensemble of {len(scores)}")
             scores.append(_Score(name, evaluation, perf_counter() - started))
-        _tell(scores, trials[-1], config.format)
+        _tell(scores, candidates[-1], config.format)
         if config.save is not None and world.is_main:
-            _draw(Path(config.save), trials[-1], scores[-1].evaluation)
+            _draw(Path(config.save), candidates[-1], scores[-1].evaluation)
 
 
-def _as_one(trials: "Sequence[Trial]") -> "Trial":
-    """Return the networks of several trials as one, which is scored by its cross-entropy."""
+def _as_one(candidates: "Sequence[Candidate]") -> "Candidate":
+    """Return the networks of several candidates as one, which is scored by its cross-entropy."""
     from torch import equal, nn
 
     from dist_mnist.models.ensemble import ensemble
-    from dist_mnist.training.evaluation import Trial
+    from dist_mnist.training.evaluation import Candidate
 
-    first = trials[0]
-    if not all(equal(trial.test.labels, first.test.labels) for trial in trials):
+    first = candidates[0]
+    if not all(equal(candidate.test.labels, first.test.labels) for candidate in candidates):
         raise InputError("ensemble=true needs checkpoints with the same test set; these differ.")
-    together = ensemble([trial.classifier for trial in trials])
+    together = ensemble([candidate.classifier for candidate in candidates])
     loss = nn.CrossEntropyLoss(reduction="none")
-    return Trial(together, loss, first.test, first.batch_size)
+    return Candidate(together, loss, first.test, first.batch_size)
 
 
-def _tell(scores: "Sequence[_Score]", last: "Trial", form: Format) -> None:
+def _tell(scores: "Sequence[_Score]", last: "Candidate", form: Format) -> None:
     """Print scores: one in detail, several side by side, and each in a line of its own."""
     from dist_mnist.record.console import log_result
     from dist_mnist.training.evaluation import numbers
@@ -133,20 +133,20 @@ def _tell(scores: "Sequence[_Score]", last: "Trial", form: Format) -> None:
         log_result(numbers("test", score.evaluation), score.seconds, score.path)
 
 
-def _draw(folder: Path, trial: "Trial", evaluation: "Evaluation") -> None:
+def _draw(folder: Path, candidate: "Candidate", evaluation: "Evaluation") -> None:
     """Draw the confusion matrix, the worst mistakes and the calibration."""
     from dist_mnist.record.files import cannot_write
     from dist_mnist.record.pictures import draw_calibration, draw_confusion, draw_mistakes
     from dist_mnist.training.scores import MOST_MISTAKES, calibration
 
-    classes, known = trial.classifier.classes, calibration(evaluation)
+    classes, known = candidate.classifier.classes, calibration(evaluation)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
     draw_confusion(folder, evaluation.confusion(len(classes)), classes)
     mistakes = evaluation.worst_mistakes(MOST_MISTAKES)
-    draw_mistakes(folder, mistakes, trial.test.images.cpu(), classes)
+    draw_mistakes(folder, mistakes, candidate.test.images.cpu(), classes)
     parts = (known.confidences, known.accuracies, known.counts)
     bins = list(zip(*(part.tolist() for part in parts), strict=True))
     draw_calibration(folder, bins, known.error)

@@ -211,7 +211,7 @@ def score(state: TrainingState, dataset: Samples) -> Evaluation:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Candidate:
     """A checkpoint, ready to be scored on the test set of its data.
 
     Attributes:
@@ -231,7 +231,7 @@ class Trial:
         return evaluate(self.classifier, self.loss, self.test, world, self.batch_size)
 
 
-def load_trial(path: Path, changes: Mapping[str, Any], world: World) -> Trial:
+def load_candidate(path: Path, changes: Mapping[str, Any], world: World) -> Candidate:
     """Load a checkpoint and the test set of its data; every rank must call it.
 
     Args:
@@ -249,4 +249,4 @@ def load_trial(path: Path, changes: Mapping[str, Any], world: World) -> Trial:
     classifier = classifier_from_checkpoint(content, config, world.device)
     test, _ = load_part(config.data, train=False, trusted_modules=config.trusted_modules)
     loss = build_loss(config).to(world.device)
-    return Trial(classifier, loss, test.to(world.device), config.trainer.evaluation_batch_size)
+    return Candidate(classifier, loss, test.to(world.device), config.trainer.evaluation_batch_size)

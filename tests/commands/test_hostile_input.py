@@ -22,7 +22,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.data.splits import load_part, load_splits
 from dist_mnist.record import checkpoint
 from dist_mnist.training.build import build_training_state
-from dist_mnist.training.evaluation import load_trial
+from dist_mnist.training.evaluation import load_candidate
 from dist_mnist.training.run import run
 from dist_mnist.training.state import restore
 from tests.support.checkpoints import Intruder
@@ -160,7 +160,7 @@ def trained(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate_file(path: Path) -> float:
     changes = {"trainer": {"device": "cpu"}, "trusted_modules": []}
-    return load_trial(path, changes, SOLO).evaluate(SOLO).accuracy
+    return load_candidate(path, changes, SOLO).evaluate(SOLO).accuracy
 
 
 TARGETS: list[dict[str, Any]] = [

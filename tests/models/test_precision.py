@@ -8,7 +8,7 @@ import torch
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.session import session
 from dist_mnist.training.build import build_training_state
-from dist_mnist.training.evaluation import load_trial
+from dist_mnist.training.evaluation import load_candidate
 from tests.support.configs import SMALL_DATA, SOLO, make_config
 from tests.support.runs import run_once
 
@@ -38,5 +38,5 @@ def test_evaluation_multiplies_as_told(small_root: Path, tmp_path: Path) -> None
     best = tmp_path / "checkpoints" / "best.safetensors"
     with session("cpu", 10) as world:
         for precision, allowed in (("tf32", True), ("fp32", False)):
-            load_trial(best, {"trainer": {"precision": precision}}, world).evaluate(world)
+            load_candidate(best, {"trainer": {"precision": precision}}, world).evaluate(world)
             assert allows_tf32() == (allowed, allowed)

@@ -7,7 +7,7 @@ from torch import nn
 from dist_mnist.data.images import ImageTensors, Normalization
 from dist_mnist.distributed.session import session
 from dist_mnist.models.classifier import Classifier
-from dist_mnist.training.evaluation import Evaluation, evaluate, load_trial
+from dist_mnist.training.evaluation import Evaluation, evaluate, load_candidate
 from dist_mnist.training.run import run
 from tests.support.configs import SOLO, make_config
 from tests.support.datasets import make_images
@@ -118,7 +118,7 @@ def test_unsure_hits_are_the_examples() -> None:
 def checkpoint_answers(run_dir: str, root: str) -> tuple[float, int, int, float]:
     path, changes = Path(run_dir, "checkpoints", "best.safetensors"), {"data": {"root": root}}
     with session("cpu", timeout_seconds=60) as world:
-        evaluation = load_trial(path, changes, world).evaluate(world)
+        evaluation = load_candidate(path, changes, world).evaluate(world)
     return evaluation.accuracy, evaluation.correct, evaluation.count, evaluation.loss
 
 
