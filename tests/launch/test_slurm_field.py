@@ -2,30 +2,17 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.launch import slurm, trainings
+from tests.launch import trainings
 from tests.launch.hosts import wait_until
 from tests.launch.slurm import Cluster
 from tests.launch.trainings import LAUNCH
 
-pytestmark = pytest.mark.launch
+pytestmark = [pytest.mark.launch, pytest.mark.usefixtures("no_job_is_left")]
 NODES = ("n1", "n2")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with slurm.cluster_of(*NODES) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def no_job_is_left(cluster: Cluster) -> Iterator[None]:
-    yield
-    slurm.end_jobs(cluster)
 
 
 @pytest.fixture
