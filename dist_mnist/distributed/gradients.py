@@ -17,7 +17,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import TrainerConfig
 from dist_mnist.distributed import shared_memory
 from dist_mnist.distributed.rendezvous import GROUP_PATIENCE_SECONDS
-from dist_mnist.distributed.world import World, broadcast_object
+from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
 
 if TYPE_CHECKING:  # torch has no types for its buckets
     Bucket = Any
@@ -157,7 +157,11 @@ def _group() -> dist.ProcessGroup:
 def _can_share_memory(world: World, gradient_bytes: int) -> bool:
     on_one_machine = world.local_size == world.size and world.device.type == "cpu"
     fits = shared_memory.bytes_needed(world.size, gradient_bytes) <= SHARED_MEMORY_LIMIT_BYTES
-    return on_one_machine and fits and shared_memory.is_supported()
+    if not (on_one_machine and fits):
+        return False
+    # All or none: a sandbox may allow it to some of the processes only.
+    (refused,) = all_reduce_max(world, [not shared_memory.is_supported()])
+    return not refused
 
 
 def _average_through_shared_memory(
