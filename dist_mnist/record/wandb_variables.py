@@ -90,14 +90,20 @@ def run_id(run_dir: Path) -> str:
     runs. In a sweep, wandb takes it in any case.
 
     Raises:
-        InputError: WANDB_RUN_ID is no id of wandb's.
+        InputError: WANDB_RUN_ID is no id of wandb's, or a trial's that holds another run.
     """
     chosen = _variable("WANDB_RUN_ID")
     if chosen and not _is_id(chosen):
         raise InputError(
             f"WANDB_RUN_ID={chosen} is no id: use up to 64 letters, digits, - and _, or unset it."
         )
+    is_first = bool(chosen) and _used_ids.setdefault(chosen, run_dir.resolve()) == run_dir.resolve()
     if chosen and _variable("WANDB_SWEEP_ID"):
+        if not is_first:
+            raise InputError(
+                f"WANDB_RUN_ID={chosen}, a trial of `wandb agent`, has room for one training: "
+                f"leave out --multirun."
+            )
         write_run_id(run_dir, chosen)
         return chosen
     path = run_dir / "wandb_run_id"
@@ -109,7 +115,7 @@ def run_id(run_dir: Path) -> str:
     known = {file.stem.removeprefix("run-") for file in run_dir.glob("wandb/*run-*/run-*.wandb")}
     if len(known) == 1:
         found = known.pop()
-    elif chosen and _used_ids.setdefault(chosen, run_dir.resolve()) == run_dir.resolve():
+    elif is_first:
         found = chosen
     else:
         found = secrets.token_hex(4)

@@ -102,6 +102,17 @@ def test_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tracking.start(tmp_path / "a", "offline")
 
 
+def test_trial_is_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial-1")
+    track(tmp_path / "0", "offline", [], [])
+    with pytest.raises(InputError, match="WANDB_RUN_ID=trial-1, .* leave out --multirun"):
+        tracking.start(tmp_path / "1", "offline")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial-2")
+    track(tmp_path / "2", "offline", [], [])
+    assert [run_id(tmp_path / name) for name in "02"] == ["trial-1", "trial-2"]
+
+
 @pytest.mark.parametrize("variable", ["chosen", ""])
 def test_sweep_restarts_without_repeats(
     server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
