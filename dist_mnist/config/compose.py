@@ -9,12 +9,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.overrides import (
-    expand_home,
-    quoting_hint,
-    refuse_hydra_run_dir,
-    rename_from,
-)
+from dist_mnist.config.overrides import expand_home, quoting_hint, rename_from
 from dist_mnist.config.schema import Config, build_config
 
 
@@ -49,13 +44,7 @@ def compose_config(*overrides: str) -> Config:
 
 
 def prepare_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return what a user typed as Hydra is to read it: with `~` as the home folder, for example.
-
-    Raises:
-        InputError: A key is Hydra's own, and would have no effect.
-    """
-    for override in overrides:
-        refuse_hydra_run_dir(override)
+    """Return what a user typed as Hydra is to read it: with `~` as the home folder, for example."""
     return [expand_home(rename_from(override)) for override in overrides]
 
 

@@ -5,8 +5,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_mnist.config.errors import InputError
-
 KEY = r"[+~]*[A-Za-z][\w./@-]*"
 # What neither Hydra nor a shell would take for something else.
 PLAIN = re.compile(r"[\w./@%+:-]+", re.ASCII)
@@ -86,17 +84,3 @@ def expand_home(override: str) -> str:
 def rename_from(override: str) -> str:
     """Return `transfer.from=...` under the name that the config has for it."""
     return re.sub(r"^([+~]*transfer)\.from(?==|$)", r"\1.checkpoint", override)
-
-
-def refuse_hydra_run_dir(override: str) -> None:
-    """Refuse Hydra's own key for a run's folder, which would be ignored.
-
-    Raises:
-        InputError: It is that key.
-    """
-    key, _, value = override.lstrip("+").partition("=")
-    if key == "hydra.run.dir":
-        raise InputError(
-            f"hydra.run.dir={value} is not used, since Hydra writes nothing: set "
-            f"{to_copy('run_dir', value)} to choose the folder of a run."
-        )
