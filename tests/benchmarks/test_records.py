@@ -10,6 +10,7 @@ import pytest
 
 from tests.benchmarks import (
     balance,
+    beside,
     finetune,
     freehand,
     loop,
@@ -39,6 +40,7 @@ SUMMARIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "tuning": lambda results: "\n".join(map(tuning._summary, results.values())),
     "reproducible": reproducible.summary,
     "balance": balance.summary,
+    "beside": beside.summary,
     "residence": residence.summary,
     "freehand": freehand.summary,
     "serving": serving.summary,
