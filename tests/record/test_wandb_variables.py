@@ -106,7 +106,7 @@ def test_trial_is_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     monkeypatch.setenv("WANDB_RUN_ID", "trial-1")
     track(tmp_path / "0", "offline", [], [])
-    with pytest.raises(InputError, match="WANDB_RUN_ID=trial-1, .* leave out --multirun"):
+    with pytest.raises(InputError, match=r"WANDB_RUN_ID=trial-1, .* leave out --multirun"):
         tracking.start(tmp_path / "1", "offline")
     monkeypatch.setenv("WANDB_RUN_ID", "trial-2")
     track(tmp_path / "2", "offline", [], [])
