@@ -17,10 +17,22 @@ from dist_mnist.config.data_schema import DataConfig
 from dist_mnist.config.errors import BuildError, InputError, one_line
 from dist_mnist.config.targets import instantiate
 from dist_mnist.data.idx import unpack_idx_files
+from dist_mnist.data.mnist import CHECKSUMS
 from dist_mnist.record.files import FULL_DISK, cannot_write
 from dist_mnist.record.locks import lock_patiently
 
 ARCHIVES = (".gz", ".xz", ".bz2", ".zip", ".tar", ".tgz")
+# Data sets whose files have the same names, by the folders that torchvision keeps them in, and the
+# SHA-256 of their unpacked files.
+KNOWN = {
+    "MNIST": CHECKSUMS.values(),
+    "FashionMNIST": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+}
 DOWNLOAD_TIMEOUT_SECONDS = 30  # otherwise a network that drops packets would hang for minutes
 
 
@@ -147,8 +159,10 @@ def _unpack_given(source: Path, target: Path, config: DataConfig) -> None:
     part = f"-{split}-" if split else ""
     source_folder, target_folder = _raw_folder(source, config), _raw_folder(target, config)
     if source_folder and target_folder:
-        unpack_idx_files(source_folder, target_folder, part)
-        unpack_idx_files(source, target_folder, part)
+        own = target_folder.parent.name
+        others = [one for name, sums in KNOWN.items() if name != own for one in sums]
+        unpack_idx_files(source_folder, target_folder, part, others)
+        unpack_idx_files(source, target_folder, part, others)
 
 
 def _copy_archives(source: Path, target: Path) -> None:

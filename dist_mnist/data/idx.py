@@ -5,11 +5,13 @@ as a big-endian uint32, then the numbers.
 """
 
 import gzip
+import hashlib
 import lzma
 import math
 import re
 import struct
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,16 +25,19 @@ MOST_BYTES = 2**31  # the largest file of the family has 0.6 GB
 PIECE_BYTES = 2**20
 
 
-def unpack_idx_files(source: Path, target: Path, part: str = "") -> None:
+def unpack_idx_files(
+    source: Path, target: Path, part: str = "", not_these: Collection[str] = ()
+) -> None:
     """Unpack the idx files of a folder into another one, under the names that torchvision knows.
 
     Files whose content is not what their name and header promise are left out, as are those that
-    the target has already.
+    the target has already, and those of other data sets.
 
     Args:
         source: The folder; its subfolders are not searched.
         target: The other folder; created if there is anything to put into it.
         part: Only files with this in their names.
+        not_these: The SHA-256 of unpacked files that belong to other data sets.
 
     Raises:
         OSError: The disk is full.
@@ -42,16 +47,17 @@ def unpack_idx_files(source: Path, target: Path, part: str = "") -> None:
         if match and part in match[1] and path.is_file():
             place = target / f"{match[1]}-idx{match[2]}-{match[3]}"
             if not place.exists():
-                _unpack(path, place, match)
+                _unpack(path, place, match, not_these)
 
 
-def _unpack(path: Path, place: Path, match: re.Match[str]) -> None:
+def _unpack(path: Path, place: Path, match: re.Match[str], not_these: Collection[str]) -> None:
     partial = place.with_name(f"{place.name}.partial")
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         with OPENERS[match[4]](path, "rb") as source, partial.open("wb") as file:
             is_whole = _copy_idx(source, file, int(match[2]), *KINDS[match[3]])
-        if is_whole:
+        checksum = hashlib.sha256(partial.read_bytes()).hexdigest() if is_whole else ""
+        if is_whole and checksum not in not_these:
             partial.replace(place)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if getattr(error, "errno", None) in FULL_DISK:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.data.splits import load_part
+from dist_mnist.data import mnist
+from dist_mnist.data.splits import load_part, load_splits
 from tests.support.configs import make_config
 from tests.support.datasets import make_family_files, make_images, write_idx
 
@@ -84,6 +85,39 @@ def test_mislabeled_files_are_ignored(tmp_path: Path, damage: str) -> None:
     with pytest.raises(InputError, match=r"put its files, .*FashionMNIST/raw, or set data.root"):
         count("fashion_mnist", tmp_path)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+SHIPPED = Path(mnist.__file__).parent
+DEBIANS = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+needs_fashion = pytest.mark.skipif(
+    not DEBIANS.is_dir(), reason="needs Debian's dataset-fashion-mnist"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (SHIPPED, "fashion_mnist"),
+        (SHIPPED, "kmnist"),
+        pytest.param(DEBIANS, "kmnist", marks=needs_fashion),
+    ],
+)
+def test_files_of_another_data_set_are_left_alone(tmp_path: Path, source: Path, name: str) -> None:
+    for path in source.glob("*.gz"):
+        shutil.copy(path, tmp_path)
+    with pytest.raises(InputError, match=f"{name} cannot be read from data.root="):
+        count(name, tmp_path)
+
+
+@needs_fashion
+def test_real_fashion_mnist(tmp_path: Path) -> None:
+    for path in DEBIANS.glob("*.gz"):
+        shutil.copy(path, tmp_path)
+    data = make_config("data=fashion_mnist", f"data.root={tmp_path}").data
+    splits = load_splits(data, seed=0)
+    assert round(splits.normalization.mean, 3) == 0.286
+    assert round(splits.normalization.std, 3) == 0.353
+    assert (len(splits.validation), len(splits.test)) == (5000, 10000)
 
 
 OWN = """
