@@ -11,6 +11,7 @@ import wandb
 import yaml
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.record import wandb_variables
 from dist_mnist.record.journal import Line
 from dist_mnist.record.wandb_run import start_tracking
 from tests.support import tracking
@@ -104,13 +105,12 @@ def test_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trial_is_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
-    monkeypatch.setenv("WANDB_RUN_ID", "trial-1")
-    track(tmp_path / "0", "offline", [], [])
-    with pytest.raises(InputError, match=r"WANDB_RUN_ID=trial-1, .* leave out --multirun"):
-        tracking.start(tmp_path / "1", "offline")
-    monkeypatch.setenv("WANDB_RUN_ID", "trial-2")
-    track(tmp_path / "2", "offline", [], [])
-    assert [run_id(tmp_path / name) for name in "02"] == ["trial-1", "trial-2"]
+    for trial, run_dir in (("trial-1", "a"), ("trial-1", "a"), ("trial-2", "b")):
+        monkeypatch.setenv("WANDB_RUN_ID", trial)
+        (tmp_path / run_dir).mkdir(exist_ok=True)
+        assert wandb_variables.run_id(tmp_path / run_dir) == trial
+    with pytest.raises(InputError, match=r"WANDB_RUN_ID=trial-2, .* leave out --multirun"):
+        wandb_variables.run_id(tmp_path / "c")
 
 
 @pytest.mark.parametrize("variable", ["chosen", ""])
