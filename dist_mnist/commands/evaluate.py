@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dist_mnist.commands.cli import command
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.overrides import in_home
+from dist_mnist.config.overrides import checked_path
 
 if TYPE_CHECKING:
     from dist_mnist.training.evaluation import Candidate, Evaluation
@@ -47,10 +47,7 @@ class EvaluateConfig:
             self.checkpoint = [self.checkpoint]
         if not all(isinstance(name, str | None) for name in self.checkpoint) or not self.checkpoint:
             raise InputError(f"checkpoint={self.checkpoint} is not a path, or a list of paths.")
-        if self.save is not None:
-            if not self.save.strip():
-                raise InputError("save= is not a folder: name one, or leave it out.")
-            self.save = in_home(self.save)
+        self.save = checked_path("save", self.save, "it must be a folder, or null for no pictures")
 
 
 class _Score(NamedTuple):

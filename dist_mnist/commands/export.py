@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dist_mnist.commands.cli import command
 from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.overrides import in_home
+from dist_mnist.config.overrides import checked_path
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,10 @@ class ExportConfig:
     data: dict[str, Any]
     trusted_modules: list[str]
 
+    def __post_init__(self) -> None:
+        rule = "it must be a file, or null for one in this folder"
+        self.output = checked_path("output", self.output, rule)
+
 
 def main() -> None:
     """Export, as the command line says."""
@@ -64,7 +68,7 @@ def _free_path(config: ExportConfig) -> Path:
     from dist_mnist.models.export import SUFFIXES
 
     suffix = SUFFIXES[config.format.value]
-    path = Path(in_home(config.output or f"model{suffix}"))
+    path = Path(config.output or f"model{suffix}")
     if path.suffix != suffix:
         raise InputError(
             f"output={path} does not fit format={config.format.value}: let it end in {suffix}."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dist_mnist.commands.cli import ReportedError, command
 from dist_mnist.config.errors import InputError, one_line
-from dist_mnist.config.overrides import in_home
+from dist_mnist.config.overrides import checked_path, in_home
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,10 +46,7 @@ class PredictConfig:
     trusted_modules: list[str]
 
     def __post_init__(self) -> None:
-        if self.save is not None:
-            if not self.save.strip():
-                raise InputError("save= is not a file: name a .png, or leave it out.")
-            self.save = in_home(self.save)
+        self.save = checked_path("save", self.save, "it must be a .png, or null for no picture")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dist_mnist.commands.cli import command
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.overrides import in_home
+from dist_mnist.config.overrides import checked_path, in_home
 from dist_mnist.distributed import launcher
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ class ReportConfig:
             raise InputError(
                 "the run directory is missing: name one or several, as in `report outputs/RUN`."
             )
+        rule = "it must be a file, or null for one beside the run"
+        self.output = checked_path("output", self.output, rule)
 
 
 def main() -> None:
@@ -42,7 +44,7 @@ def _report(config: ReportConfig) -> None:
         return
     directories = [_directory(run) for run in config.runs]
     fitting = directories[0] / "report.html" if len(directories) == 1 else Path("comparison.html")
-    path = Path(in_home(config.output)) if config.output else fitting
+    path = Path(config.output) if config.output else fitting
     write_atomically(path, render([read_run(directory) for directory in directories]).encode())
     logger.info("%d %s -> %s", len(directories), "run" if len(directories) == 1 else "runs", path)
 

@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from dist_mnist.config.errors import require
+
 KEY = r"[+~]*[A-Za-z][\w./@-]*"
 # What neither Hydra nor a shell would take for something else.
 PLAIN = re.compile(r"[\w./@%+:-]+", re.ASCII)
@@ -67,6 +69,23 @@ def in_home(path: str) -> str:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
         return path
+
+
+def checked_path(key: str, path: str | None, rule: str) -> str | None:
+    """Return a path that a key may name, with the home folder for a leading `~`.
+
+    Args:
+        key: Of the config.
+        path: Its value; None if it names none.
+        rule: What to set it to instead of nothing but blanks.
+
+    Raises:
+        InputError: It is blank, as when a shell's variable is not set.
+    """
+    if path is None:
+        return None
+    require(path.strip() != "", key, path, rule)
+    return in_home(path)
 
 
 def expand_home(override: str) -> str:

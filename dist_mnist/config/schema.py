@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dist_mnist.config.data_schema import DataConfig
 from dist_mnist.config.errors import InputError, one_line, require
-from dist_mnist.config.overrides import in_home
+from dist_mnist.config.overrides import checked_path
 from dist_mnist.config.transfer import TransferConfig
 
 
@@ -174,10 +174,8 @@ class Config:
         rule = f"it must be an epoch of the run, which has trainer.epochs={last}"
         require(thaw is None or thaw <= last, "transfer.thaw_epoch", thaw, rule)
         require(self.seed >= 0, "seed", self.seed, "it must not be negative")
-        if self.run_dir is not None:
-            rule = "it must be a folder, or null for a new one in outputs"
-            require(self.run_dir.strip() != "", "run_dir", self.run_dir, rule)
-            self.run_dir = in_home(self.run_dir)
+        rule = "it must be a folder, or null for a new one in outputs"
+        self.run_dir = checked_path("run_dir", self.run_dir, rule)
         require(
             not (self.model.get("log_probabilities") and "MeanSquared" in self.loss["_target_"]),
             "model.log_probabilities",

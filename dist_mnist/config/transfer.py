@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_mnist.config.errors import require
-from dist_mnist.config.overrides import in_home
+from dist_mnist.config.overrides import checked_path
 
 
 @dataclass
@@ -21,10 +21,8 @@ class TransferConfig:
     thaw_epoch: int | None = None  # from this one on, counted from 1, what is frozen is trained
 
     def __post_init__(self) -> None:
-        if self.checkpoint is not None:
-            rule = "it must be a file or a run directory, or null"
-            require(self.checkpoint.strip() != "", "transfer.checkpoint", self.checkpoint, rule)
-            self.checkpoint = in_home(self.checkpoint)
+        rule = "it must be a file or a run directory, or null"
+        self.checkpoint = checked_path("transfer.checkpoint", self.checkpoint, rule)
         rates = self.learning_rates = {} if self.learning_rates is None else self.learning_rates
         rule = "give a rate above 0 for each pattern, as in {layers.0:0.001}"
         is_mapping = isinstance(rates, dict) and all(

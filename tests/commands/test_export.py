@@ -177,6 +177,7 @@ def test_nothing_is_overwritten(export: Export) -> None:
         (["checkpoint="], "checkpoint is missing"),
         (["checkpoint=nowhere"], "nowhere does not exist"),
         (["format=tflite"], "tflite"),
+        (["output="], "output= is not allowed: it must be a file"),
         (["output=a.pt"], "output=a.pt does not fit format=onnx: let it end in .onnx"),
         (["format=safetensors", "output=no/a.safetensors"], "no/a.safetensors cannot be written"),
     ],

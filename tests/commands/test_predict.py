@@ -118,7 +118,7 @@ def test_save_draws_what_was_seen(
     ("arguments", "message"),
     [
         ([], "no picture is given: name files, folders or patterns"),
-        (["2026.jpg", "save="], "save= is not a file"),
+        (["2026.jpg", "save="], "save= is not allowed: it must be a .png"),
         (["2026.jpg", "format=xml"], "Invalid value 'xml'|format=xml"),
         (["2026.jpg", "checkpoint="], "checkpoint is missing"),
         (["2026.jpg", "checkpoint=latest"], "there is no run under .*outputs: train one"),
