@@ -17,6 +17,7 @@ from tests.support.server import Server, form, post, request
 from tests.support.strokes import draw, png
 
 pytest.importorskip("fastapi")
+pytestmark = pytest.mark.serve
 
 MEGABYTE = 2**20
 

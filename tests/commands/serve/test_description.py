@@ -10,6 +10,7 @@ import pytest
 from tests.support.server import Server
 
 pytest.importorskip("fastapi")
+pytestmark = pytest.mark.serve
 
 
 def test_the_api_does_what_it_says(server: Server, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.support.server import post, request, serving
 from tests.support.strokes import draw, png
 
 pytest.importorskip("fastapi")
+pytestmark = pytest.mark.serve
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
