@@ -6,7 +6,6 @@ import pytest
 
 from dist_mnist.__main__ import COMMANDS
 from tests.support.command_line import call
-from tests.support.processes import python
 
 
 @pytest.mark.parametrize(
@@ -120,20 +119,22 @@ def test_sweep_jobs_have_own_directories(
     assert len(list(tmp_path.glob("sweep/[01]/checkpoints/last.safetensors"))) == 2
 
 
-def test_evaluate_repeats_the_result(small_root: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    trained = python(
-        *("-m", "dist_mnist", "data=fashion_mnist", f"data.root={small_root}"),
-        *("data.validation_size=50", "trainer.epochs=1", f"run_dir={run_dir}"),
-        cwd=tmp_path,
-    )
-    assert trained.returncode == 0, trained.stderr
-    last = trained.stdout.splitlines()[-1]
+@pytest.mark.usefixtures("no_pictures")
+def test_evaluate_repeats_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_root: Path,
+    tmp_path: Path,
+) -> None:
+    data = ["data=fashion_mnist", f"data.root={small_root}", "data.validation_size=50"]
+    arguments = [*data, "trainer.epochs=1", f"run_dir={tmp_path}"]
+    trained = call(monkeypatch, capsys, *arguments)
+    last = trained[1].splitlines()[-1]
     assert last.startswith("test accuracy 0.")
-    assert last.endswith(f" s -> {run_dir}")
-    evaluated = python("-m", "dist_mnist", "evaluate", f"checkpoint={run_dir}", cwd=tmp_path)
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert evaluated.stdout.splitlines()[-1].split(" in ")[0] == last.split(" in ")[0]
+    assert last.endswith(f" s -> {tmp_path}")
+    evaluated = call(monkeypatch, capsys, "evaluate", f"checkpoint={tmp_path}")
+    assert (trained[0], evaluated[0]) == (0, 0)
+    assert evaluated[1].splitlines()[-1].split(" in ")[0] == last.split(" in ")[0]
 
 
 def test_evaluate_names_a_bad_checkpoint(

@@ -2,24 +2,32 @@
 
 from pathlib import Path
 
+import pytest
+
 from dist_mnist.commands import train
 from dist_mnist.record.journal import read_journal
+from tests.support.command_line import call
 from tests.support.configs import make_config
 from tests.support.processes import python
 
 RUN = ("data=fashion_mnist", "data.validation_size=50", "trainer.max_steps=4", "model=mlp")
 
 
-def test_failed_job_does_not_end_a_sweep(small_root: Path, tmp_path: Path) -> None:
-    done = python(
-        *("-m", "dist_mnist", "--multirun", *RUN, f"data.root={small_root}", "optimizer=sgd"),
-        *("trainer.device=cpu", f"run_dir={tmp_path}", "optimizer.lr=1e30,0.01,1e30"),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1
-    assert done.stderr.count("is not finite") == 2
-    assert "Traceback" not in done.stderr
-    assert done.stdout.count("test accuracy") == 1
+@pytest.mark.usefixtures("no_pictures")
+def test_failed_job_does_not_end_a_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_root: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--multirun", *RUN, f"data.root={small_root}", "optimizer=sgd"]
+    arguments += ["trainer.device=cpu", f"run_dir={tmp_path}", "optimizer.lr=1e30,0.01,1e30"]
+    status, out, err = call(monkeypatch, capsys, *arguments)
+    assert status == 1
+    assert err.count("is not finite") == 2
+    assert "Traceback" not in err
+    assert out.count("test accuracy") == 1
     assert (tmp_path / "1" / "checkpoints" / "best.safetensors").exists()
 
 

@@ -178,10 +178,8 @@ def require_gone(processes: list[int]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [(), pytest.param((*faults.TORCHRUN, "--nproc_per_node=2"), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [(), (*faults.TORCHRUN, "--nproc_per_node=2")])
 def test_a_second_ctrl_c_ends_at_once(
     small_root: Path, tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:

@@ -77,7 +77,8 @@ def test_a_folder_makes_a_network(
     assert f"  0         48  {'#' * 40}" in log
 
 
-@pytest.mark.parametrize("balance", ["weights", pytest.param("sample", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("balance", ["weights", "sample"])
 def test_balance_has_the_same_bits_on_any_ranks(
     uneven_root: Path, tmp_path: Path, balance: str
 ) -> None:

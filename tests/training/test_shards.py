@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -41,9 +40,8 @@ SMALL = (
 
 
 def run_all(*configs: Config) -> None:
-    """Make one run after another, without the pictures, which would take most of the time."""
-    no_pictures = patch("dist_mnist.record.pictures.draw_all", return_value=[])
-    with no_pictures, session("cpu", timeout_seconds=60) as world:
+    """Make one run after another."""
+    with session("cpu", timeout_seconds=60) as world:
         for config in configs:
             run(config, world)
 
