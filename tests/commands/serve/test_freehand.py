@@ -10,4 +10,4 @@ pytest.importorskip("fastapi")
 @pytest.mark.slow
 @pytest.mark.browser
 def test_freehand_drawings_are_read() -> None:
-    assert share_right(read_drawings(400)) > 0.985
+    assert share_right(read_drawings(200)) > 0.985
