@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -107,9 +108,16 @@ class TensorBoardRun(Tracker):
 
 
 def _empty(folder: Path) -> None:
-    """Take the events out of earlier files; a TensorBoard that is open would miss a file itself."""
+    """Take the events out of earlier files; a TensorBoard that is open would miss a file itself.
+
+    It goes on to files whose names sort later, and names begin with the second they were made in.
+    So this waits until a new file sorts last.
+    """
     for earlier in folder.glob("events.out.tfevents.*"):
         os.truncate(earlier, 0)
+        second = earlier.name.split(".")[3]
+        if second.isdecimal():
+            time.sleep(max(0.0, min(1.0, int(second) + 1 - time.time())))
 
 
 def _pixels(path: Path) -> "torch.Tensor":

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter, sleep, time
 from typing import Any
 
 import pytest
@@ -75,6 +75,16 @@ def test_second_start_replaces_the_events(tmp_path: Path) -> None:
     tracked(tmp_path, Logger.tensorboard, lines)
     for reader in (accumulator(tmp_path), watching.Reload()):
         assert series(reader, "train/loss_step") == [(step, step) for step in range(9)]
+
+
+def test_new_events_sort_behind_those_of_the_same_second(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "tensorboard"
+    folder.mkdir()
+    earlier = folder / f"events.out.tfevents.{int(time())}.zzz.99999.9"
+    earlier.touch()
+    tracked(tmp_path, Logger.tensorboard, [])
+    assert sorted(folder.iterdir())[0] == earlier
 
 
 @pytest.mark.slow

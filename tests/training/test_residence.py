@@ -152,7 +152,7 @@ def test_a_set_larger_than_the_memory(tmp_path: Path) -> None:
         "augmentation=none",
         "tracking=disabled",
     ]
-    command = [sys.executable, "-c", LIMITED, str(310 * 2**20), *overrides]
+    command = [sys.executable, "-c", LIMITED, str(450 * 2**20), *overrides]
     trained = subprocess.run(command, capture_output=True, text=True, check=False)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "run" / "checkpoints" / "best.safetensors").exists()
