@@ -55,9 +55,8 @@ def _unpack(path: Path, place: Path, match: re.Match[str], not_these: Collection
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         with OPENERS[match[4]](path, "rb") as source, partial.open("wb") as file:
-            is_whole = _copy_idx(source, file, int(match[2]), *KINDS[match[3]])
-        checksum = hashlib.sha256(partial.read_bytes()).hexdigest() if is_whole else ""
-        if is_whole and checksum not in not_these:
+            checksum = _copy_idx(source, file, int(match[2]), *KINDS[match[3]])
+        if checksum is not None and checksum not in not_these:
             partial.replace(place)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if getattr(error, "errno", None) in FULL_DISK:
@@ -68,18 +67,20 @@ def _unpack(path: Path, place: Path, match: re.Match[str], not_these: Collection
 
 def _copy_idx(
     source: IO[bytes], target: IO[bytes], dimensions: int, code: int, item_bytes: int
-) -> bool:
-    """Copy an idx file; return whether it was one, and neither shorter nor longer than it says."""
+) -> str | None:
+    """Copy an idx file; return its SHA-256, or None if it is shorter or longer than it says."""
     header = source.read(4 + 4 * dimensions)
     if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, code, dimensions]):
-        return False
+        return None
     left: int = math.prod(struct.unpack(f">{dimensions}I", header[4:])) * item_bytes
     if left > MOST_BYTES:
-        return False
+        return None
     target.write(header)
+    digest = hashlib.sha256(header)
     while piece := source.read(min(PIECE_BYTES, left + 1)):
         left -= len(piece)
         if left < 0:
-            return False
+            return None
         target.write(piece)
-    return left == 0
+        digest.update(piece)
+    return digest.hexdigest() if left == 0 else None
