@@ -97,9 +97,8 @@ def run_id(run_dir: Path) -> str:
         raise InputError(
             f"WANDB_RUN_ID={chosen} is no id: use up to 64 letters, digits, - and _, or unset it."
         )
-    is_first = bool(chosen) and _used_ids.setdefault(chosen, run_dir.resolve()) == run_dir.resolve()
     if chosen and _variable("WANDB_SWEEP_ID"):
-        if not is_first:
+        if not _take(chosen, run_dir):
             raise InputError(
                 f"WANDB_RUN_ID={chosen}, a trial of `wandb agent`, has room for one training: "
                 f"leave out --multirun."
@@ -115,12 +114,17 @@ def run_id(run_dir: Path) -> str:
     known = {file.stem.removeprefix("run-") for file in run_dir.glob("wandb/*run-*/run-*.wandb")}
     if len(known) == 1:
         found = known.pop()
-    elif is_first:
+    elif chosen and _take(chosen, run_dir):
         found = chosen
     else:
         found = secrets.token_hex(4)
     write_run_id(run_dir, found)
     return found
+
+
+def _take(run_id: str, run_dir: Path) -> bool:
+    """Return whether an id is this directory's: it goes to the first one in a process."""
+    return _used_ids.setdefault(run_id, run_dir.resolve()) == run_dir.resolve()
 
 
 def write_run_id(run_dir: Path, run_id: str) -> None:

@@ -98,6 +98,8 @@ def test_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "chosen-2")
     track(tmp_path / "a", "offline", [], [])
     assert run_id(tmp_path / "a") == "chosen-1"
+    (tmp_path / "c").mkdir()
+    assert wandb_variables.run_id(tmp_path / "c") == "chosen-2"  # which `a` did not need
     monkeypatch.setenv("WANDB_RUN_ID", "a/b")
     with pytest.raises(InputError, match="WANDB_RUN_ID=a/b is no id"):
         tracking.start(tmp_path / "a", "offline")
