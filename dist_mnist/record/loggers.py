@@ -113,11 +113,11 @@ def _empty(folder: Path) -> None:
     It goes on to files whose names sort later, and names begin with the second they were made in.
     So this waits until a new file sorts last.
     """
-    for earlier in folder.glob("events.out.tfevents.*"):
-        os.truncate(earlier, 0)
-        second = earlier.name.split(".")[3]
-        if second.isdecimal():
-            time.sleep(max(0.0, min(1.0, int(second) + 1 - time.time())))
+    earlier = [*folder.glob("events.out.tfevents.*")]
+    for path in earlier:
+        os.truncate(path, 0)
+    seconds = [int(text) for path in earlier if (text := path.name.split(".")[3]).isdecimal()]
+    time.sleep(max(0.0, min(1.0, max(seconds, default=0) + 1 - time.time())))
 
 
 def _pixels(path: Path) -> "torch.Tensor":
