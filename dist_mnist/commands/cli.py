@@ -27,7 +27,7 @@ from dist_mnist.config.compose import (
     register_schema,
 )
 from dist_mnist.config.errors import InputError, one_line
-from dist_mnist.config.overrides import gather_words, to_copy
+from dist_mnist.config.overrides import gather_words, refuse_hydra_folder
 from dist_mnist.distributed import launcher, signals
 from dist_mnist.distributed.launcher import LaunchError
 
@@ -52,6 +52,9 @@ def command(
         schema: The dataclass that the config is an instance of.
         task: The work; what it returns is what a sweeper of Hydra's maximizes or minimizes.
         words: The key, of a list, whose values may stand alone, as in `report RUN RUN`.
+
+    Raises:
+        InputError: A key on the command line would have no effect.
     """
     register_schema(name, schema)
     arguments = gather_words(words, sys.argv[1:]) if words else sys.argv[1:]
@@ -60,7 +63,9 @@ def command(
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def run_task(composed: DictConfig) -> float | None:
-        _refuse_unused_folder(HydraConfig.get().run.dir, HydraConfig.get().output_subdir)
+        settings = HydraConfig.get()
+        if settings.run.dir != "." and settings.output_subdir is None:  # by a YAML file
+            refuse_hydra_folder(f"hydra.run.dir={settings.run.dir}")
         return task(OmegaConf.to_object(composed))
 
     def run_job(composed: DictConfig) -> float | None:
@@ -77,19 +82,6 @@ def command(
     decorate = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
     _reporting_errors(decorate(run_job))()
     _end(SUCCEEDED)
-
-
-def _refuse_unused_folder(folder: str, subfolder: str | None) -> None:
-    """Refuse Hydra's own folder of a run, from the command line or a YAML file.
-
-    Raises:
-        InputError: There is one, and Hydra writes nothing to it.
-    """
-    if folder != "." and subfolder is None:
-        raise InputError(
-            f"hydra.run.dir={folder} is not used, since Hydra writes nothing: set "
-            f"{to_copy('run_dir', folder)} to choose the folder of a run."
-        )
 
 
 def _reporting_errors(function: Callable[..., Any]) -> Callable[..., Any]:

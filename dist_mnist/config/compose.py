@@ -9,7 +9,12 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.overrides import expand_home, quoting_hint, rename_from
+from dist_mnist.config.overrides import (
+    expand_home,
+    quoting_hint,
+    refuse_hydra_folder,
+    rename_from,
+)
 from dist_mnist.config.schema import Config, build_config
 
 
@@ -44,7 +49,13 @@ def compose_config(*overrides: str) -> Config:
 
 
 def prepare_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return what a user typed as Hydra is to read it: with `~` as the home folder, for example."""
+    """Return what a user typed as Hydra is to read it: with `~` as the home folder, for example.
+
+    Raises:
+        InputError: A key is Hydra's own, and would have no effect.
+    """
+    for override in overrides:
+        refuse_hydra_folder(override)
     return [expand_home(rename_from(override)) for override in overrides]
 
 

@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Any
 
 from dist_mnist.config.errors import require
-from dist_mnist.config.overrides import in_home
+from dist_mnist.config.overrides import checked_path
 
 
 class Fit(Enum):
@@ -64,9 +64,7 @@ class DataConfig:
     samples_per_class: int | None = None  # training samples to keep of each class
 
     def __post_init__(self) -> None:
-        rule = "it must be a folder; . is this one"
-        require(self.root.strip() != "", "data.root", self.root, rule)
-        self.root = in_home(self.root)
+        self.root = checked_path("data.root", self.root, "it must be a folder; . is this one")
         classes = self.num_classes
         rule = "it must be at least 2, or null for what the data set has"
         require(classes is None or classes >= 2, "data.num_classes", classes, rule)

@@ -4,8 +4,11 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from dist_mnist.config.errors import require
+from dist_mnist.config.errors import InputError, require
+
+P = TypeVar("P", str, "str | None")
 
 KEY = r"[+~]*[A-Za-z][\w./@-]*"
 # What neither Hydra nor a shell would take for something else.
@@ -71,7 +74,7 @@ def in_home(path: str) -> str:
         return path
 
 
-def checked_path(key: str, path: str | None, rule: str) -> str | None:
+def checked_path(key: str, path: P, rule: str) -> P:
     """Return a path that a key may name, with the home folder for a leading `~`.
 
     Args:
@@ -83,7 +86,7 @@ def checked_path(key: str, path: str | None, rule: str) -> str | None:
         InputError: It is blank, as when a shell's variable is not set.
     """
     if path is None:
-        return None
+        return path
     require(path.strip() != "", key, path, rule)
     return in_home(path)
 
@@ -103,3 +106,17 @@ def expand_home(override: str) -> str:
 def rename_from(override: str) -> str:
     """Return `transfer.from=...` under the name that the config has for it."""
     return re.sub(r"^([+~]*transfer)\.from(?==|$)", r"\1.checkpoint", override)
+
+
+def refuse_hydra_folder(override: str) -> None:
+    """Refuse Hydra's own key for a run's folder, which would be ignored.
+
+    Raises:
+        InputError: It is that key.
+    """
+    key, _, value = override.lstrip("+").partition("=")
+    if key == "hydra.run.dir":
+        raise InputError(
+            f"hydra.run.dir={value} is not used, since Hydra writes nothing: set "
+            f"{to_copy('run_dir', value)} to choose the folder of a run."
+        )

@@ -58,6 +58,7 @@ def test_the_home_folder_is_found(
     [
         ([], "run_dir=", "run_dir= is not allowed: it must be a folder, or null"),
         ([], "data.root=", "data.root= is not allowed: it must be a folder"),
+        ([], "hydra.run.dir=x", "hydra.run.dir=x is not used, .* set run_dir=x to choose"),
         (["evaluate"], "checkpoint=", "checkpoint is missing"),
         (["evaluate"], "checkpoint=~/nowhere", "/home/me/nowhere does not exist"),
     ],
@@ -79,21 +80,19 @@ def test_unusable_path_is_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("is_typed", [True, False])
-def test_hydras_own_folder_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    is_typed: bool,
+def test_hydras_own_folder_in_a_file_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["hydra.run.dir=x"]
-    if not is_typed:
-        own = tmp_path / "experiment" / "own.yaml"
-        own.parent.mkdir()
-        own.write_text("# @package _global_\nhydra: {run: {dir: x}}\n")
-        arguments = [f"--config-dir={tmp_path}", "experiment=own"]
-    status, out, err = call(monkeypatch, capsys, *arguments)
+    own = tmp_path / "experiment" / "own.yaml"
+    own.parent.mkdir()
+    own.write_text("# @package _global_\nhydra: {run: {dir: x}}\n")
+    status, out, err = call(monkeypatch, capsys, f"--config-dir={tmp_path}", "experiment=own")
     assert (status, out) == (1, "")
     assert err.count("\n") == 1
     assert re.match("error: hydra.run.dir=x is not used, .* set run_dir=x to choose", err)
+
+
+def test_a_notebook_hears_of_hydras_own_folder() -> None:
+    with pytest.raises(InputError, match=r"hydra\.run\.dir=x is not used"):
+        compose_config("hydra.run.dir=x")
