@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -70,11 +71,9 @@ def _as_rank(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    from dist_mnist.record import pictures
-
-    setattr(pictures, "draw_all", lambda *_: [])  # noqa: B010, takes longer than a small training
     try:
-        answer = function(*args)
+        with patch("dist_mnist.record.pictures.draw_all", return_value=[]):
+            answer = function(*args)
     except BaseException as error:
         answer = error
     # Plain bytes: torch would hand tensors over as open files of a process about to end.
