@@ -86,6 +86,20 @@ def test_the_readme_has_the_share_of_drawings() -> None:
     assert f"{said}, with many hands, {100 * freehand.share_right(results):.1f} % are" in readme
 
 
+def test_readme_has_the_speed_beside_others() -> None:
+    rows = beside.summary(read_record(RECORDS, "beside")).splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    (mlp,), (cnn,) = ([c for c in cells if c[:3] == [name, "1", "1"]] for name in ("mlp", "cnn"))
+    ours, alls = (
+        [f"{float(c[place]):.0%}".replace("%", " %") for c in (mlp, cnn)] for place in (4, 6)
+    )
+    said = (
+        f"network keeps {ours[0]} of its speed and the convolutional one {ours[1]}; with torch's "
+        f"own settings for threads it is {alls[0]} and {alls[1]}."
+    )
+    assert said in (CHECKOUT / "README.md").read_text(encoding="utf-8")
+
+
 def test_readme_has_the_accuracies_of_ten_samples() -> None:
     readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
     for accuracies in read_record(RECORDS, "finetune")["10"].values():
