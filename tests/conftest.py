@@ -6,8 +6,12 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # The environment of the tests and of what they start. torch is not imported before it is set.
 os.environ["WANDB_MODE"] = "disabled"  # except in the tests of wandb
@@ -84,7 +88,16 @@ def console() -> Iterator[None]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no pictures, which takes longer than a small training."""
-    monkeypatch.setattr("dist_mnist.record.pictures.draw_all", lambda *_: [])
+    monkeypatch.setattr("dist_mnist.report.plots.draw_all", lambda *_: [])
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Chromium for a file of tests: playwright's event loop must end before another one begins."""
+    from tests.support.browser import chromium
+
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture

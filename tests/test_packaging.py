@@ -30,10 +30,10 @@ def test_wheel_contents(wheel: Path) -> None:
         f"conf/{path.relative_to(CHECKOUT / 'conf')}" for path in CHECKOUT.glob("conf/**/*.yaml")
     }
     assert conf <= inside
-    report = (CHECKOUT / "dist_mnist" / "record" / "report").iterdir()
-    assert {f"record/report/{path.name}" for path in report} <= inside
+    report = (CHECKOUT / "dist_mnist" / "report" / "web").iterdir()
+    assert {f"report/web/{path.name}" for path in report} <= inside
     assert len([name for name in inside if name.endswith("-ubyte.gz")]) == 4
-    assert {f"commands/serve/{name}" for name in ("page.html", "page.css", "page.js")} <= inside
+    assert {f"serve/{name}" for name in ("page.html", "page.css", "page.js")} <= inside
     assert "models/shipped.safetensors" in inside
     assert {name.split("/")[0] for name in names} == {"dist_mnist", "dist_mnist-0.1.0.dist-info"}
 

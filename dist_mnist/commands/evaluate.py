@@ -133,7 +133,7 @@ def _tell(scores: "Sequence[_Score]", last: "Candidate", form: Format) -> None:
 def _draw(folder: Path, candidate: "Candidate", evaluation: "Evaluation") -> None:
     """Draw the confusion matrix, the worst mistakes and the calibration."""
     from dist_mnist.record.files import cannot_write
-    from dist_mnist.record.pictures import draw_calibration, draw_confusion, draw_mistakes
+    from dist_mnist.report.plots import draw_calibration, draw_confusion, draw_mistakes
     from dist_mnist.training.scores import MOST_MISTAKES, calibration
 
     classes, known = candidate.classifier.classes, calibration(evaluation)

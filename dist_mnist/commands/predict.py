@@ -19,9 +19,9 @@ from dist_mnist.config.overrides import checked_path, in_home
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dist_mnist.digits.reading import Reading
+    from dist_mnist.digits.sheet import Row
     from dist_mnist.models.classifier import Classifier
-    from dist_mnist.models.readings import Reading
-    from dist_mnist.record.sheet import Row
 
 COLUMNS = ("path", "label", "confidence")
 
@@ -61,9 +61,9 @@ def _predict(config: PredictConfig) -> None:
         InputError: Nothing can be read at all.
         ReportedError: Some picture could not be read.
     """
+    from dist_mnist.digits.reading import check_reads_pictures
+    from dist_mnist.digits.sheet import draw_sheet
     from dist_mnist.models.classifier import load_classifier
-    from dist_mnist.models.readings import check_reads_pictures
-    from dist_mnist.record.sheet import draw_sheet
 
     if not config.images:
         raise InputError(
@@ -92,8 +92,8 @@ def _readings(
     classifier: "Classifier", names: Sequence[str], plain: bool
 ) -> Iterator[tuple[str, "Image", "Reading"]]:
     """Yield what is read in each picture; report those that cannot be read, and go on."""
-    from dist_mnist.data.pictures import read_picture
-    from dist_mnist.models.readings import read
+    from dist_mnist.data.decode import read_picture
+    from dist_mnist.digits.reading import read
 
     for name in names:
         try:
@@ -109,7 +109,7 @@ def _expand(word: str) -> list[str]:
 
     A word that stands for nothing is returned as it is, so that it is reported where it is read.
     """
-    from dist_mnist.data.pictures import SUFFIXES
+    from dist_mnist.data.decode import SUFFIXES
 
     path = Path(in_home(word))
     if path.is_dir():
@@ -154,8 +154,8 @@ def _print(line: str) -> None:
 
 
 def _row(name: str, picture: "Image", reading: "Reading") -> "Row":
-    from dist_mnist.models.readings import shown
-    from dist_mnist.record.sheet import Seen, make_row
+    from dist_mnist.digits.reading import shown
+    from dist_mnist.digits.sheet import Seen, make_row
 
     answers = zip(reading.labels, reading.confidences, strict=True)
     texts = [f"{label}  {100 * sure:.1f} %" for label, sure in answers]

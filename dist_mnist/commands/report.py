@@ -36,7 +36,7 @@ def main() -> None:
 def _report(config: ReportConfig) -> None:
     from dist_mnist.record.console import log_to_console
     from dist_mnist.record.files import write_atomically
-    from dist_mnist.record.report_page import read_run, render
+    from dist_mnist.report.page import read_run, render
 
     is_main = launcher.place().rank == 0
     log_to_console(is_main)

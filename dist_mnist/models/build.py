@@ -8,7 +8,7 @@ from torch import nn
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config
 from dist_mnist.config.targets import instantiate
-from dist_mnist.models.trial import check_outputs, or_contiguous
+from dist_mnist.models.dry_run import check_outputs, or_contiguous
 
 
 def build_model(config: Config) -> nn.Module:

@@ -81,7 +81,7 @@ class Classifier:
         Raises:
             InputError: It cannot be read, or the network was not trained on a folder of pictures.
         """
-        from dist_mnist.data.pictures import read_picture
+        from dist_mnist.data.decode import read_picture
 
         if self.fit is None:
             raise InputError(
@@ -100,7 +100,7 @@ class Classifier:
         Returns:
             uint8 of shape (C, H, W).
         """
-        from dist_mnist.data.folder.fitting import fit_picture
+        from dist_mnist.data.fitting import fit_picture
 
         assert self.fit is not None
         return torch.from_numpy(fit_picture(picture, self.image_shape, self.fit))

@@ -22,10 +22,10 @@ from dist_mnist.distributed.cpu_threads import choose_threads
 from dist_mnist.distributed.gradients import parallelize
 from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
 from dist_mnist.models.build import build_loss, build_model
+from dist_mnist.models.dry_run import Trial, trains_on_one_image, try_out
 from dist_mnist.models.losses import Weighted
 from dist_mnist.models.precision import compute_dtype, gradient_scaler, set_gpu_arithmetic
 from dist_mnist.models.transfer import freeze, parameter_groups, thawing_parameters
-from dist_mnist.models.trial import Trial, trains_on_one_image, try_out
 from dist_mnist.training.cuda_graph import (
     GraphedCompute,
     capture_on_gpu,

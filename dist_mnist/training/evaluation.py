@@ -24,7 +24,7 @@ from dist_mnist.models.build import build_loss
 from dist_mnist.models.classifier import Classifier, classifier_from_checkpoint
 from dist_mnist.models.precision import set_gpu_arithmetic
 from dist_mnist.record import checkpoint
-from dist_mnist.record.pictures import Mistake
+from dist_mnist.report.plots import Mistake
 from dist_mnist.training.progress import rounded
 from dist_mnist.training.state import TrainingState
 

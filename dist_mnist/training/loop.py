@@ -11,9 +11,9 @@ from dist_mnist.distributed import signals, watchdog
 from dist_mnist.distributed.stopping import StopAgreement, agreed_stop
 from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.record.console import HEADER, epoch_row
-from dist_mnist.record.recorder import Recorder
 from dist_mnist.training.evaluation import numbers, validate
 from dist_mnist.training.progress import RunningMetrics, Totals, epoch_line, step_line
+from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.selection import criterion, is_best
 from dist_mnist.training.state import TrainingState, checkpoint_content
 from dist_mnist.training.step import non_finite_error, set_train_mode

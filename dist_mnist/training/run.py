@@ -25,14 +25,15 @@ from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.distributed.world import World, broadcast_object
 from dist_mnist.models.build import load_weights
 from dist_mnist.models.transfer import describe_transfer, read_weights, take_weights
-from dist_mnist.record import checkpoint, pictures
+from dist_mnist.record import checkpoint
 from dist_mnist.record.console import log_result, log_to_console
 from dist_mnist.record.directory import choose_run_directory, lock_run_directory
-from dist_mnist.record.recorder import Launch, Position, Recorder, open_recorder
-from dist_mnist.record.tracker import Media, Table
+from dist_mnist.report import plots as pictures
+from dist_mnist.tracking.tracker import Media, Table
 from dist_mnist.training.build import build_training_state, describe
 from dist_mnist.training.evaluation import Evaluation, numbers, score
 from dist_mnist.training.loop import fit
+from dist_mnist.training.recorder import Launch, Position, Recorder, open_recorder
 from dist_mnist.training.scores import MOST_MISTAKES, calibration
 from dist_mnist.training.state import TrainingState, resume
 

@@ -16,10 +16,10 @@ from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.session import session
 from dist_mnist.distributed.world import World
 from dist_mnist.models.transfer import take_weights
-from dist_mnist.record.recorder import Recorder
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.evaluation import score
 from dist_mnist.training.loop import fit
+from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.state import TrainingState
 from tests.benchmarks.measure import table, write_record
 from tests.benchmarks.pictures import BLUE, GREY, ORANGE, add_grid_and_legend

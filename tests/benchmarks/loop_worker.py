@@ -22,10 +22,10 @@ from dist_mnist.distributed.shared_memory import SharedMemorySum, is_supported
 from dist_mnist.distributed.stopping import StopAgreement
 from dist_mnist.distributed.world import World, broadcast_object
 from dist_mnist.models.build import build_model
-from dist_mnist.record.recorder import Recorder
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.loop import train_epoch
 from dist_mnist.training.progress import Progress
+from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.state import TrainingState
 from tests.support.configs import make_config
 

@@ -21,9 +21,9 @@ from dist_mnist.distributed.session import session
 from dist_mnist.distributed.stopping import StopAgreement
 from dist_mnist.distributed.world import World
 from dist_mnist.models.build import build_model
-from dist_mnist.record.recorder import Recorder
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.loop import train_epoch
+from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.state import TrainingState
 from tests.benchmarks.measure import BATCH_SIZES, PLAIN_TRAINING, read_record, table, write_record
 from tests.benchmarks.pictures import BLUE, GREY, ORANGE, add_grid_and_legend

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dist_mnist.record.report_page import read_run, render
+from dist_mnist.report.page import read_run, render
 from tests.support.command_line import call
 from tests.support.reports import data_of, make_run
 

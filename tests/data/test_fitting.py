@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from dist_mnist.config.data_schema import Fit
-from dist_mnist.data.folder.fitting import fit_picture
+from dist_mnist.data.fitting import fit_picture
 
 
 def picture(pixels: object) -> Image.Image:

@@ -10,7 +10,7 @@ from dist_mnist.distributed import cpu_threads
 from dist_mnist.distributed.cgroups import folders_around
 from dist_mnist.distributed.cpu_threads import WORK_PER_THREAD, choose_threads, usable_cores
 from dist_mnist.models.build import build_model
-from dist_mnist.models.trial import try_out
+from dist_mnist.models.dry_run import try_out
 from tests.support.configs import make_config
 from tests.support.runs import run_once
 

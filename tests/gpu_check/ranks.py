@@ -15,9 +15,9 @@ from dist_mnist.distributed import gradients, rendezvous
 from dist_mnist.distributed import session as session_module
 from dist_mnist.distributed.gradients import parallelize, tree_sum
 from dist_mnist.distributed.world import World, all_reduce_max, all_reduce_sum, broadcast_buffers
-from dist_mnist.record.recorder import Recorder
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.loop import fit
+from dist_mnist.training.recorder import Recorder
 from tests.gpu_check.common import DATA, Found, on_gpu
 from tests.support.configs import make_config
 from tests.support.processes import run_ranks

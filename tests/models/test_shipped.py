@@ -8,8 +8,8 @@ import torch
 
 from dist_mnist import load_classifier
 from dist_mnist.config.errors import InputError
-from dist_mnist.data.flagged_ones import COUNT, MNISTWithFlaggedOnes, draw_flagged_one
 from dist_mnist.data.mnist import MNIST
+from dist_mnist.digits.flagged_ones import COUNT, MNISTWithFlaggedOnes, draw_flagged_one
 from dist_mnist.models.classifier import SHIPPED, find_checkpoint
 from dist_mnist.record import checkpoint
 from tests.ship import best_temperature, with_temperature, without_training

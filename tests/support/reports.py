@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from dist_mnist.record.journal import Journal
-from dist_mnist.record.pictures import draw_examples
 from dist_mnist.record.starts import note_end, note_start
+from dist_mnist.report.plots import draw_examples
 
 MISTAKES = [[7, 4, 9, 0.9], [8, 4, 9, 0.8], [9, 3, 5, 0.7]]  # index, label, prediction, confidence
 HITS = [[digit, digit, digit, 0.5] for digit in range(10)]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from dist_mnist.config.schema import TrackingConfig, TrackingMode
 from dist_mnist.record.journal import Line
-from dist_mnist.record.tracker import Tracker
-from dist_mnist.record.wandb_run import start_tracking
+from dist_mnist.tracking.tracker import Tracker
+from dist_mnist.tracking.wandb_run import start_tracking
 
 
 def start(

@@ -17,12 +17,12 @@ import torch
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.data.splits import load_splits
-from dist_mnist.record.recorder import Recorder
 from dist_mnist.training import build, evaluation
 from dist_mnist.training import run as run_module
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.cuda_graph import WARM_UP_STEPS, GraphedCompute, objection
 from dist_mnist.training.loop import fit
+from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.state import TrainingState, checkpoint_content, restore
 from tests.support.configs import SMALL_DATA, SOLO, make_config
 

@@ -8,10 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.splits import load_splits
-from dist_mnist.record.recorder import Recorder
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.finite import FiniteCheck, NonFiniteError
 from dist_mnist.training.loop import _check_weights, fit
+from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.state import TrainingState
 from tests.support.configs import SMALL_DATA, SOLO, make_config
 

@@ -14,9 +14,9 @@ from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.session import session
 from dist_mnist.distributed.stopping import StopAgreement
 from dist_mnist.distributed.world import World
-from dist_mnist.record.recorder import Recorder
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.loop import fit, train_epoch
+from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.state import TrainingState
 from tests.support.configs import SOLO, make_config
 from tests.support.processes import run_ranks

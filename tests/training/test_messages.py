@@ -21,11 +21,11 @@ from dist_mnist.config.schema import Config
 from dist_mnist.data.sampler import DistributedBatchSampler, EpochOrder
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.world import World
-from dist_mnist.record.recorder import Recorder
 from dist_mnist.training import evaluation
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.evaluation import evaluate, validate
 from dist_mnist.training.loop import train_epoch
+from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.step import piece_count, pieces
 from tests.support.configs import make_config
 from tests.support.processes import run_ranks

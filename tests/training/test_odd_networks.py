@@ -7,7 +7,7 @@ import torch
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.models.build import build_model
-from dist_mnist.models.trial import try_out
+from dist_mnist.models.dry_run import try_out
 from tests.support.configs import SMALL_DATA, make_config
 from tests.support.processes import run_ranks
 from tests.support.runs import run_once

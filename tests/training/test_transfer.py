@@ -14,10 +14,10 @@ from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.session import session
 from dist_mnist.distributed.stopping import StopAgreement
 from dist_mnist.record import checkpoint
-from dist_mnist.record.recorder import Recorder
 from dist_mnist.training.build import build_training_state, describe
 from dist_mnist.training.evaluation import validate
 from dist_mnist.training.loop import fit, train_epoch
+from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.state import TrainingState
 from dist_mnist.training.step import set_train_mode
 from tests.support.configs import SMALL_DATA, SOLO, make_config

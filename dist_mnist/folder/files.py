@@ -1,0 +1,162 @@
+"""Finds the pictures of a folder and their classes, without leaving the folder."""
+
+import logging
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dist_mnist.config.errors import InputError
+from dist_mnist.data.decode import SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+TEST_TREES = ("test", "val", "valid", "validation")
+
+
+class PictureFile(NamedTuple):
+    """A picture, and what tells that it has been changed.
+
+    Attributes:
+        path: Below the folder, with slashes.
+        size: In bytes.
+        changed: When, in nanoseconds.
+    """
+
+    path: str
+    size: int
+    changed: int
+
+
+Classes = dict[str, list[PictureFile]]
+
+
+def find_test_tree(root: Path) -> str | None:
+    """Return the name of the tree for the test, beside `train`; None if the folder is one tree.
+
+    If there is no `test`, it is what other programs validate with.
+    """
+    if not _has_folders(root / "train"):
+        return None
+    return next((name for name in TEST_TREES if (root / name).is_dir()), None)
+
+
+def _has_folders(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.is_dir() for entry in entries)
+    except OSError:
+        return False
+
+
+def find_pictures(root: Path, part: str = "") -> Classes:
+    """Find the pictures below each folder of a tree, sorted by name and by path.
+
+    Hidden files and folders are left out, and so are files with other endings than pictures have.
+    So is what is not a plain file, and what a link leads to, unless it is a file below the root.
+
+    Args:
+        root: The folder that nothing may lead out of.
+        part: The tree below it: "", "train" or "test".
+
+    Returns:
+        The pictures of each folder that has any.
+
+    Raises:
+        InputError: The folder cannot be read, or has no pictures in folders.
+    """
+    top = root / part
+    if not top.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{top} is a link that leads out of data.root={root}: copy its pictures.")
+    found: Classes = defaultdict(list)
+    links: list[str] = []
+    others = 0
+    for path, file in _walk(root.resolve(), part, links):
+        name, _, rest = path.removeprefix(f"{part}/" if part else "").partition("/")
+        if rest and _is_picture(path):
+            found[name].append(PictureFile(path, file.st_size, file.st_mtime_ns))
+        else:
+            others += 1
+    if not found:
+        raise InputError(
+            f"data.root={root} has no pictures to learn from: {top} needs a folder for each class, "
+            f"with PNG, JPEG, BMP, WebP, GIF or TIFF files in it."
+        )
+    _tell(top, found, links, others)
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def find_classes(root: Path, part: str) -> list[str]:
+    """Return the names of the folders of a tree that `find_pictures` finds pictures in."""
+    with os.scandir(root / part) as entries:
+        names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    return [
+        name
+        for name in names
+        if not name.startswith(".")
+        and any(_is_picture(path) for path, _ in _walk(root.resolve(), f"{part}/{name}", []))
+    ]
+
+
+def _is_picture(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES)
+
+
+def _walk(root: Path, part: str, links: list[str]) -> "Iterator[tuple[str, os.stat_result]]":
+    """Yield the plain files of a tree; add the links that are not followed to `links`."""
+    folders = [part]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(root / folder) as listed:
+                entries = [*listed]
+        except OSError as error:
+            raise InputError(f"{root / folder} cannot be read: {error.strerror}.") from error
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            elif entry.is_symlink() and not _is_file_within(root, Path(entry.path)):
+                links.append(path)
+            else:
+                status = _status(entry)
+                if status is not None and stat.S_ISREG(status.st_mode):
+                    yield path, status
+
+
+def _is_file_within(root: Path, link: Path) -> bool:
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError):  # it leads nowhere, or in a circle
+        return False
+    return target.is_relative_to(root) and target.is_file()
+
+
+def _status(entry: "os.DirEntry[str]") -> os.stat_result | None:
+    try:
+        return entry.stat()
+    except OSError:  # it was deleted just now
+        return None
+
+
+def _tell(top: Path, found: Classes, links: list[str], others: int) -> None:
+    with os.scandir(top) as entries:
+        folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    empty = sorted(name for name in folders if name not in found and not name.startswith("."))
+    for count, what, example in (
+        (len(links), "links that lead out of the folder, or to no file", links[:1]),
+        (len(empty), "folders without a picture", empty[:1]),
+        (others, "files that are no pictures in a folder of a class", []),
+    ):
+        if count:
+            shown = f", such as {printable(example[0])}" if example else ""
+            logger.info("%s: left out %d %s%s", top, count, what, shown)
+
+
+def printable(name: str) -> str:
+    """Return a file's name without the bytes in it that are not UTF-8."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")

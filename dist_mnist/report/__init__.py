@@ -1,0 +1,1 @@
+"""What a run looks like: report.html and the plots."""

@@ -1,0 +1,152 @@
+"""The report of a run, or of several side by side: one HTML file that needs nothing else.
+
+It is made from what a run directory holds: the journal, the config, the starts and one sheet of
+pictures. The page itself, a template and three scripts of about 35 KB, stands in `report/`.
+"""
+
+import base64
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dist_mnist.config.errors import InputError
+from dist_mnist.record.files import write_atomically
+from dist_mnist.record.journal import read_journal
+from dist_mnist.record.starts import read_starts
+
+PARTS = Path(__file__).with_name("web")
+SCRIPTS = ("elements", "charts", "matrix", "calibration", "timeline", "comparison", "page")
+MOST_POINTS = 1500  # of a curve; a screen has no more columns
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run's directory and return its path.
+
+    Raises:
+        InputError: The directory holds no run, or the file cannot be written.
+    """
+    path = run_dir / "report.html"
+    write_atomically(path, render([read_run(run_dir)]).encode())
+    return path
+
+
+def render(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page of one run, or of several side by side.
+
+    Args:
+        runs: What `read_run` returned.
+    """
+    if len(runs) > 1:
+        runs = _compared(runs)
+    names = ", ".join(str(run["name"]) for run in runs)
+    # No text in the JSON can end the element that it stands in.
+    data = json.dumps(_finite(runs), separators=(",", ":")).replace("<", "\\u003c")
+    page = (PARTS / "page.html").read_text(encoding="utf-8")
+    scripts = [(PARTS / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    filled = {"title": html.escape(names), "script": "\n".join(scripts), "runs": data}
+    for key in ("script", "title", "runs"):
+        before, _, after = page.partition("{{" + key + "}}")
+        page = before + filled[key] + after
+    return page
+
+
+def _compared(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return runs without their pictures, with names that tell them apart."""
+    names = [run["name"] for run in runs]
+    return [
+        {
+            **run,
+            "name": run["name"] if names.count(run["name"]) == 1 else run["path"],
+            "pictures": None,
+        }
+        for run in runs
+    ]
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """Return what the page shows of a run, as plain values; whatever is missing stays empty.
+
+    Raises:
+        InputError: The directory holds no journal.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        raise InputError(f"{run_dir} holds no run: metrics.jsonl is missing; give a run directory.")
+    lines = read_journal(path)
+    overrides = _read_yaml(run_dir / "overrides.yaml") or []
+    steps = [line for line in lines if line["kind"] == "step"]
+    return {
+        "name": run_dir.resolve().name,
+        "path": str(run_dir.resolve()),
+        "step": _columns(_thinned(steps)),
+        "epoch": _columns([line for line in lines if line["kind"] == "epoch"]),
+        "test": next((line for line in reversed(lines) if line["kind"] == "test"), None),
+        "starts": read_starts(run_dir),
+        "config": _flat(_read_yaml(run_dir / "config.yaml") or {}),
+        "overrides": [str(override) for override in overrides],
+        "typed": [str(override).partition("=")[0].lstrip("+~") for override in overrides],
+        "pictures": _pictures(run_dir),
+    }
+
+
+def _read_yaml(path: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    with suppress(Exception):  # the numbers are worth a page of their own
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return a nested config as one level of dotted keys, with values as text."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def _thinned(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return no more than `MOST_POINTS` lines, each for the steps of as many of the given ones.
+
+    What a line says of the training are means over its steps, so means of them are exact; for all
+    else, the last line speaks.
+    """
+    size = math.ceil(len(lines) / MOST_POINTS)
+    if size <= 1:
+        return [*lines]
+    thinned: list[Mapping[str, Any]] = []
+    for start in range(0, len(lines), size):
+        group = lines[start : start + size]
+        keys = [key for key in group[-1] if key.startswith("train/")]
+        means = {key: sum(line.get(key, 0.0) for line in group) / len(group) for key in keys}
+        thinned.append({**group[-1], **{key: float(f"{mean:.6g}") for key, mean in means.items()}})
+    return thinned
+
+
+def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    keys = dict.fromkeys(key for line in lines for key in line if key != "kind")
+    return {key: [line.get(key) for line in lines] for key in keys}
+
+
+def _pictures(run_dir: Path) -> str | None:
+    with suppress(OSError):
+        return base64.b64encode((run_dir / "plots" / "examples.png").read_bytes()).decode()
+    return None
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null for what JSON has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return value

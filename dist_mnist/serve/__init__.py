@@ -1,0 +1,1 @@
+"""The page where you draw, and its API."""

@@ -1,0 +1,1 @@
+"""Who else hears the numbers: wandb, TensorBoard, CSV."""

@@ -1,0 +1,156 @@
+"""Writes a run's journal, trackers' rows and checkpoints, in that order; then the report."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_mnist.config.errors import one_line
+from dist_mnist.config.schema import Config, plain_config
+from dist_mnist.distributed import signals, watchdog
+from dist_mnist.record import checkpoint
+from dist_mnist.record.console import log_to_file
+from dist_mnist.record.directory import write_config
+from dist_mnist.record.journal import Journal, Line
+from dist_mnist.record.starts import note_end, note_start
+from dist_mnist.report.page import write_report
+from dist_mnist.tracking.tensorboard import start_loggers
+from dist_mnist.tracking.tracker import Media, Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The instructions for one start of a run.
+
+    Attributes:
+        overrides: What was given on the command line.
+        description: What is trained, on what, in a few lines.
+        processes: How many take part.
+    """
+
+    overrides: Sequence[str]
+    description: str
+    processes: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """The place at which a run continues.
+
+    Attributes:
+        step: The optimizer steps done.
+        finished_epochs: How many epochs it has finished.
+        lines: How many journal lines it had written by then.
+    """
+
+    step: int
+    finished_epochs: int
+    lines: int
+
+
+class Recorder:
+    """Receives a run's numbers and weights. This one, for ranks other than 0, drops them."""
+
+    def record(self, line: Line, media: Media | None = None) -> None:
+        """Add a line to the journal; trackers get pictures and tables beside it."""
+
+    def save(self, content: dict[str, Any], step: int, is_best: bool) -> None:
+        """Write a checkpoint, after the journal lines that it includes."""
+
+    def finish(self, best: Path) -> None:
+        """End the run as successful: write the report, hand trackers the best checkpoint."""
+
+
+class RunRecorder(Recorder):
+    """Writes to the run directory and to a tracker; rank 0 has one.
+
+    Args:
+        run_dir: The run's directory.
+        step: The step of the checkpoint from which it continues.
+        keep_checkpoints: How many `step-<n>.safetensors` to keep.
+
+    Attributes:
+        tracker: Hears of every journal line.
+    """
+
+    def __init__(self, run_dir: Path, journal: Journal, step: int, keep_checkpoints: int) -> None:
+        self._run_dir, self._journal, self._saved_step = run_dir, journal, step
+        self._keep_checkpoints = keep_checkpoints
+        self.tracker = Tracker()
+
+    def record(self, line: Line, media: Media | None = None) -> None:  # noqa: D102
+        self._journal.write(line)
+        self.tracker.log(line, media or {})
+
+    def save(self, content: dict[str, Any], step: int, is_best: bool) -> None:  # noqa: D102
+        with watchdog.during(f"saving the checkpoint of step {step}"):
+            self._journal.sync()
+            checkpoint.save(self._run_dir, content, step, is_best, self._keep_checkpoints)
+        self._saved_step = step
+
+    def finish(self, best: Path) -> None:  # noqa: D102
+        path = self._report("finished")
+        if path is not None:
+            logger.info("report: %s", path)
+        self.tracker.keep(best)
+        self.tracker.finish(exit_code=0)
+
+    def end_early(self, error: BaseException) -> None:
+        """End the run as stopped or as failed."""
+        is_stopped = isinstance(error, signals.Stopped)
+        self._report(f"stopped by {error}" if is_stopped else _reason(error))
+        self.tracker.finish(exit_code=signals.STOPPED if is_stopped else 1)
+
+    def _report(self, end: str) -> Path | None:
+        """Note the end and write the report, if that works: the run is as good without it."""
+        note_end(self._run_dir, self._saved_step, end)
+        try:
+            return write_report(self._run_dir)
+        except Exception as error:
+            logger.warning("the run has no report: %s", _reason(error))
+            return None
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)[:300]}"
+
+
+@contextmanager
+def open_recorder(
+    run_dir: Path, config: Config, launch: Launch, position: Position
+) -> Iterator[Recorder]:
+    """Open everything that rank 0 writes to, with the journal cut back to where the run continues.
+
+    If something goes wrong inside, trackers hear that the run has failed or was stopped.
+
+    Args:
+        run_dir: The run's directory, locked.
+        config: The run's config.
+        launch: What this start is told to do.
+        position: Where the run continues.
+
+    Raises:
+        InputError: The directory cannot be written.
+    """
+    write_config(run_dir, config, launch.overrides)
+    note_start(run_dir, position.step, launch.description, launch.processes)
+    with log_to_file(run_dir), closing(Journal(run_dir)) as journal:
+        lines = journal.cut_back(position.step, position.finished_epochs)
+        if len(lines) < position.lines:
+            logger.warning(
+                "%s has lost %d of the lines that it had at step %d: pictures and trackers will "
+                "lack them.",
+                *(journal.path, position.lines - len(lines), position.step),
+            )
+        keep = config.trainer.keep_checkpoints
+        recorder = RunRecorder(run_dir, journal, position.step, keep)
+        try:
+            recorder.tracker = start_loggers(config.tracking, run_dir, plain_config(config), lines)
+            yield recorder
+        except BaseException as error:
+            recorder.end_early(error)
+            raise
