@@ -1,4 +1,4 @@
-"""Distributed multi-GPU training, small enough to read.
+"""Distributed multi-GPU training to read and to build on.
 
 config = dist_mnist.compose_config("model=mlp", "trainer.epochs=2")
 result = dist_mnist.train(config)
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Classifier", "__version__", "compose_config", "load_classifier", "train"]
 
-# Imported when they are first used, so that `--help` need not wait for torch.
+# Imported on first use, so that `--help` need not wait for torch.
 _MODULES = {
     "Classifier": "dist_mnist.models.classifier",
     "compose_config": "dist_mnist.config.compose",

@@ -88,7 +88,7 @@ def console() -> Iterator[None]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no pictures, which takes longer than a small training."""
-    monkeypatch.setattr("dist_mnist.report.plots.draw_all", lambda *_: [])
+    monkeypatch.setattr("dist_mnist.training.final_test.draw_plots", lambda *_: [])
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def ship(run_dir: str) -> None:
     config = config_from_plain(content["config"], {})
     held_out = load_splits(config.data, config.seed).validation
     with torch.inference_mode():
-        logits = load_classifier(path).logits(held_out.images)
+        logits = load_classifier(path).logits(held_out.resident().images)
     temperature = best_temperature(logits, held_out.labels)
     print(f"temperature {temperature:.2f}, on {len(held_out):,} images held out of the training")
     shipped = with_temperature(without_training(content), temperature)

@@ -27,7 +27,7 @@ def test_loaded_classifier_scores_as_its_run(small_root: Path, trained: tuple[Pa
     run_dir, accuracy = trained
     config = dist_mnist.compose_config("data=fashion_mnist", f"data.root={small_root}")
     test, _ = load_part(config.data, train=False)
-    probabilities = dist_mnist.load_classifier(run_dir)(test.images)
+    probabilities = dist_mnist.load_classifier(run_dir)(test.resident().images)
     assert probabilities.dtype == torch.float32
     torch.testing.assert_close(probabilities.sum(1), torch.ones(len(test)))
     assert float((probabilities.argmax(1) == test.labels).float().mean()) == pytest.approx(accuracy)

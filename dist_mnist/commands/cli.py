@@ -1,11 +1,13 @@
-"""Shared by all commands: compose the config, run, report an error once, end with a status.
+"""From the command line to one command: compose its config, run it, report an error once.
 
-Hydra composes the config; from there on it is a checked dataclass. torch is imported when there is
-work for it, so `--help` is quick.
+Hydra composes the config; from there on it is a checked dataclass. A command's module, and torch
+with it, is imported when there is work for it, so `--help` is quick.
 """
 
+import difflib
 import errno
 import functools
+import importlib
 import os
 import signal
 import sys
@@ -20,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dist_mnist.config.commands import COMMANDS
 from dist_mnist.config.compose import (
     conf_folder,
     hydra_sentence,
@@ -39,40 +42,37 @@ PATIENCE_SECONDS = 2.0  # more than torchrun needs to end the other ranks after 
 
 
 class ReportedError(Exception):
-    """A task, or a job of a sweep, has failed, which was reported when it happened."""
+    """A command, or a job of a sweep, has failed, and the failure was reported when it happened."""
 
 
-def command(
-    name: str, schema: type, task: Callable[[Any], float | None], words: str | None = None
-) -> None:
-    """Compose a config from `conf/<name>.yaml` and the command line, and hand it to a task.
+def run_command_line() -> None:
+    """Run the command that `sys.argv` names, and end the process with its status."""
+    _reporting_errors(_run)()
+    _end(SUCCEEDED)
 
-    Args:
-        name: The command.
-        schema: The dataclass that the config is an instance of.
-        task: The work; what it returns is what a sweeper of Hydra's maximizes or minimizes.
-        words: The key, of a list, whose values may stand alone, as in `report RUN RUN`.
 
-    Raises:
-        InputError: A key on the command line would have no effect.
-    """
-    register_schema(name, schema)
-    arguments = gather_words(words, sys.argv[1:]) if words else sys.argv[1:]
+def _run() -> None:
+    name = _take_command(sys.argv)
+    command = COMMANDS[name]
+    register_schema(name, command.schema)
+    arguments = gather_words(command.words, sys.argv[1:]) if command.words else sys.argv[1:]
     sys.argv[1:] = prepare_overrides(arguments)
     # Otherwise Hydra prints errors itself, once for every rank.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
-    def run_task(composed: DictConfig) -> float | None:
+    def run(composed: DictConfig) -> float | None:
         settings = HydraConfig.get()
         if settings.run.dir != "." and settings.output_subdir is None:  # by a YAML file
             refuse_hydra_folder(f"hydra.run.dir={settings.run.dir}")
-        return task(OmegaConf.to_object(composed))
+        config = OmegaConf.to_object(composed)
+        # The result is what one of Hydra's sweepers maximizes or minimizes.
+        return importlib.import_module(f"dist_mnist.commands.{name}").run(config)  # type: ignore[no-any-return]
 
     def run_job(composed: DictConfig) -> float | None:
         if HydraConfig.get().mode is not RunMode.MULTIRUN or not launcher.is_alone():
-            return _reporting_errors(run_task)(composed)  # type: ignore[no-any-return]
+            return _reporting_errors(run)(composed)  # type: ignore[no-any-return]
         try:
-            return run_task(composed)
+            return run(composed)
         except Exception as error:  # the next job may be better
             if not isinstance(error, ReportedError):
                 _report(error)
@@ -80,8 +80,37 @@ def command(
             raise ReportedError from error
 
     decorate = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
-    _reporting_errors(decorate(run_job))()
-    _end(SUCCEEDED)
+    decorate(run_job)()
+
+
+def _take_command(arguments: list[str]) -> str:
+    """Remove the command from the arguments and return it; print the commands for `--help`."""
+    first = arguments[1] if len(arguments) > 1 else ""
+    if first in ("--help", "-h"):
+        print(_usage())
+    if not first or first[0] in "-+~" or "=" in first:
+        return "train"
+    if first not in COMMANDS:
+        nearest = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0.0)[0]
+        raise InputError(
+            f"{first} is not a command: did you mean {nearest}? The commands are "
+            f"{', '.join(COMMANDS)}; everything else is key=value."
+        )
+    return arguments.pop(1)
+
+
+def _usage() -> str:
+    rows = [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "python -m dist_mnist [COMMAND] key=value ...                           one process",
+            "torchrun --standalone --nproc_per_node=4 -m dist_mnist [COMMAND] ...   four processes",
+            "",
+            "COMMAND is one of these; `COMMAND --help` lists its keys:",
+            *rows,
+            "",
+        ]
+    )
 
 
 def _reporting_errors(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,14 +125,9 @@ def _reporting_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:  # if signal handlers were not installed
             _end(signals.INTERRUPTED)
         except Exception as error:
-            fail(error)
+            _end(_report(error))
 
     return wrapped
-
-
-def fail(error: Exception) -> NoReturn:
-    """Report an error and end this process with a status that says so."""
-    _end(_report(error))
 
 
 def _end(status: int) -> NoReturn:
@@ -115,7 +139,7 @@ def _end(status: int) -> NoReturn:
 
 
 def _report(error: Exception) -> int:
-    """Print one sentence for what the user can fix, and a stack for what only we can.
+    """Print one sentence for mistakes that the user can fix, and a stack for those of ours.
 
     Most errors happen on all ranks alike, and rank 0 reports them: the other ranks wait until
     torchrun ends them. An error of one rank alone is reported when nobody has ended that rank. A
@@ -124,10 +148,10 @@ def _report(error: Exception) -> int:
     Returns:
         The exit status.
     """
-    rank = os.environ.get("RANK", "").strip()  # whatever it is: that may be the error
+    rank = os.environ.get("RANK", "").strip()  # unchecked: it may be the error
     session = sys.modules.get("dist_mnist.distributed.session")  # not imported before the work
     lost_contact = session is not None and session.is_lost_contact(error)
-    # torchrun may have told this process to end before it noticed that another one is gone.
+    # torchrun may have asked this process to end before it noticed that another one is gone.
     if lost_contact and signals.requested():
         return signals.STOPPED
     if isinstance(error, LaunchError) and error.rank != 0:
@@ -154,5 +178,5 @@ def _message(error: Exception, lost_contact: bool) -> str:
             f"folder, or name one with run_dir, data.root or hydra.sweep.dir."
         )
     if lost_contact:
-        return f"error: lost contact with another process ({one_line(error)[:300]})."
+        return f"error: lost contact with another process ({one_line(error)})."
     return "".join(traceback.format_exception(error))

@@ -2,19 +2,33 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from dist_mnist.commands.cli import command
+import torch
+from torch import nn
+
+from dist_mnist.config.commands import EvaluateConfig, ScoreFormat
+from dist_mnist.config.data_schema import DataConfig
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.overrides import checked_path
-
-if TYPE_CHECKING:
-    from dist_mnist.training.evaluation import Candidate, Evaluation
+from dist_mnist.config.schema import config_from_plain
+from dist_mnist.data.images import Normalization
+from dist_mnist.data.mapped import Samples
+from dist_mnist.data.splits import load_part
+from dist_mnist.distributed.session import session
+from dist_mnist.distributed.world import World, broadcast_object
+from dist_mnist.models.build import build_loss
+from dist_mnist.models.classifier import Classifier, classifier_from_checkpoint, find_checkpoint
+from dist_mnist.models.precision import set_gpu_arithmetic
+from dist_mnist.record import checkpoint
+from dist_mnist.record.console import log_result, log_to_console
+from dist_mnist.report.plots import draw_calibration
+from dist_mnist.training.evaluation import Evaluation, evaluate, journal_values
+from dist_mnist.training.final_test import draw_test
+from dist_mnist.training.scores import calibration, comparison, score_lines, score_values
 
 logger = logging.getLogger(__name__)
 
@@ -22,101 +36,148 @@ logger = logging.getLogger(__name__)
 UNSEEN = {"_target_": "dist_mnist.data.qmnist.QMNIST", "what": "test50k"}
 
 
-class Format(Enum):
-    """The form in which scores are printed."""
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint, ready to be scored on the test set of its data.
 
-    text = "text"
-    json = "json"  # an object a line
+    Attributes:
+        classifier: With its network on the device of this process.
+        loss: The one it was trained with; returns one value per sample.
+        data: The data set of its test set.
+        test: The test set, on the same device.
+        batch_size: The samples of one forward pass.
+    """
 
+    classifier: Classifier
+    loss: nn.Module
+    data: DataConfig
+    test: Samples
+    batch_size: int
 
-@dataclass
-class EvaluateConfig:
-    """The checkpoints, and what to do differently from their training; null changes nothing."""
-
-    checkpoint: Any
-    ensemble: bool
-    unseen: bool
-    format: Format
-    save: str | None
-    data: dict[str, Any]
-    trainer: dict[str, Any]
-    trusted_modules: list[str]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.checkpoint, list):
-            self.checkpoint = [self.checkpoint]
-        if not all(isinstance(name, str | None) for name in self.checkpoint) or not self.checkpoint:
-            raise InputError(f"checkpoint={self.checkpoint} is not a path, or a list of paths.")
-        self.save = checked_path("save", self.save, "it must be a folder, or null for no pictures")
+    def evaluate(self, world: World) -> Evaluation:
+        """Score the network; every rank must call it."""
+        return evaluate(self.classifier, self.loss, self.test, world, self.batch_size)
 
 
-class _Score(NamedTuple):
+class Score(NamedTuple):
+    """An evaluation, and the seconds that loading and scoring took."""
+
     path: Path
-    evaluation: "Evaluation"
+    evaluation: Evaluation
     seconds: float
 
 
-def main() -> None:
-    """Evaluate, as the command line says."""
-    command("evaluate", EvaluateConfig, _evaluate)
-
-
-def _evaluate(config: EvaluateConfig) -> None:
-    from dist_mnist.distributed.session import session
-    from dist_mnist.models.classifier import find_checkpoint
-    from dist_mnist.record.console import log_to_console
-    from dist_mnist.training.evaluation import load_candidate
-
+def run(config: EvaluateConfig) -> None:
+    """Print the scores, and draw the pictures of the last one if a folder is named."""
     data = {**config.data, "name": "qmnist", "dataset": UNSEEN} if config.unseen else config.data
-    changes = {
-        "data": data,
-        "trainer": config.trainer,
-        "trusted_modules": config.trusted_modules,  # those that the checkpoint names are not
-    }
+    # Modules that a checkpoint names are not trusted, only those that the user names.
+    trusted = {"trusted_modules": config.trusted_modules}
+    changes = {"data": data, "trainer": config.trainer, **trusted}
     with session(config.trainer["device"], config.trainer["timeout_seconds"]) as world:
         log_to_console(world.is_main)
         candidates: list[Candidate] = []
-        scores: list[_Score] = []
+        scores: list[Score] = []
         for name in config.checkpoint:
             started = perf_counter()
             path = find_checkpoint(name)
-            candidates.append(load_candidate(path, changes, world))
+            candidates.append(load_candidate(path, changes, world, candidates))
             evaluation = candidates[-1].evaluate(world)
-            scores.append(_Score(path, evaluation, perf_counter() - started))
+            scores.append(Score(path, evaluation, perf_counter() - started))
         if config.ensemble:
             started = perf_counter()
             candidates.append(_as_one(candidates))
             evaluation = candidates[-1].evaluate(world)
             name = Path(f"ensemble of {len(scores)}")
-            scores.append(_Score(name, evaluation, perf_counter() - started))
-        _tell(scores, candidates[-1], config.format)
+            scores.append(Score(name, evaluation, perf_counter() - started))
+        classes = candidates[-1].classifier.classes
+        _print_scores(scores, classes, config.format)
         if config.save is not None and world.is_main:
-            _draw(Path(config.save), candidates[-1], scores[-1].evaluation)
+            _draw(Path(config.save), scores[-1].evaluation, candidates[-1].test, classes)
 
 
-def _as_one(candidates: "Sequence[Candidate]") -> "Candidate":
-    """Return the networks of several candidates as one, which is scored by its cross-entropy."""
-    from torch import equal, nn
+def load_candidate(
+    path: Path, changes: Mapping[str, Any], world: World, earlier: Sequence[Candidate] = ()
+) -> Candidate:
+    """Load a checkpoint and the test set of its data; every rank must call it.
 
-    from dist_mnist.models.ensemble import ensemble
-    from dist_mnist.training.evaluation import Candidate
+    Args:
+        path: The checkpoint file.
+        changes: Changes to the config it was trained with, nested like the config.
+        world: This process.
+        earlier: Candidates whose test set is shared if it is of the same data.
 
+    Raises:
+        InputError: The checkpoint or the data cannot be used.
+    """
+    content = broadcast_object(world, checkpoint.load(path) if world.is_main else None)
+    assert content is not None
+    config = config_from_plain(content["config"], changes)
+    set_gpu_arithmetic(config.trainer.precision)
+    classifier = classifier_from_checkpoint(content, config, world.device)
+    test = next((other.test for other in earlier if other.data == config.data), None)
+    if test is None:
+        test, _ = load_part(config.data, train=False, trusted_modules=config.trusted_modules)
+        test = test.to(world.device)
+    loss = build_loss(config).to(world.device)
+    return Candidate(classifier, loss, config.data, test, config.trainer.evaluation_batch_size)
+
+
+class MeanOfNetworks(nn.Module):
+    """The logarithm of the mean of several networks' probabilities.
+
+    Args:
+        classifiers: Each normalizes the images in its own way.
+    """
+
+    def __init__(self, classifiers: Sequence[Classifier]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(classifier.model for classifier in classifiers)
+        self.classifiers = classifiers
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images (B, C, H, W), from 0 to 255, to log-probabilities (B, classes)."""
+        answers = [c.logits(images).log_softmax(dim=1) for c in self.classifiers]
+        return torch.stack(answers).logsumexp(dim=0) - torch.tensor(len(answers)).log()
+
+
+def ensemble(classifiers: Sequence[Classifier]) -> Classifier:
+    """Return a classifier whose probabilities are the mean of those of others.
+
+    Args:
+        classifiers: At least one, all on the same device.
+
+    Raises:
+        InputError: Their classes differ.
+    """
+    classes = classifiers[0].classes
+    if any(classifier.classes != classes for classifier in classifiers):
+        raise InputError("ensemble=true needs checkpoints with the same classes; these differ.")
+    mean = MeanOfNetworks(classifiers).eval()
+    return Classifier(mean, Normalization(0.0, 1 / 255), torch.float32, classes)  # pixels unchanged
+
+
+def _as_one(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the ensemble of several candidates, which is scored by its cross-entropy."""
     first = candidates[0]
-    if not all(equal(candidate.test.labels, first.test.labels) for candidate in candidates):
+    if not all(torch.equal(other.test.labels, first.test.labels) for other in candidates):
         raise InputError("ensemble=true needs checkpoints with the same test set; these differ.")
     together = ensemble([candidate.classifier for candidate in candidates])
     loss = nn.CrossEntropyLoss(reduction="none")
-    return Candidate(together, loss, first.test, first.batch_size)
+    return Candidate(together, loss, first.data, first.test, first.batch_size)
 
 
-def _tell(scores: "Sequence[_Score]", last: "Candidate", form: Format) -> None:
-    """Print scores: one in detail, several side by side, and each in a line of its own."""
-    from dist_mnist.record.console import log_result
-    from dist_mnist.training.evaluation import numbers
-    from dist_mnist.training.scores import comparison, score_lines, score_values
+def _draw(folder: Path, evaluation: Evaluation, test: Samples, classes: Sequence[str]) -> None:
+    """Draw the confusion matrix, the worst mistakes and the calibration."""
+    draw_test(folder, evaluation, test, classes)
+    calibrated = calibration(evaluation)
+    parts = (calibrated.confidences, calibrated.accuracies, calibrated.counts)
+    bins = list(zip(*(part.tolist() for part in parts), strict=True))
+    draw_calibration(folder, bins, calibrated.error)
 
-    classes = last.classifier.classes
-    if form is Format.json:
+
+def _print_scores(scores: Sequence[Score], classes: Sequence[str], form: ScoreFormat) -> None:
+    """Print one score in detail, or several side by side, and then each in its own line."""
+    if form is ScoreFormat.json:
         for score in scores:
             values = score_values(score.evaluation, classes)
             logger.info(json.dumps({"checkpoint": str(score.path), **values}))
@@ -124,26 +185,8 @@ def _tell(scores: "Sequence[_Score]", last: "Candidate", form: Format) -> None:
     if len(scores) == 1:
         lines = score_lines(scores[0].evaluation, classes)
     else:
-        lines = comparison([str(one.path) for one in scores], [one.evaluation for one in scores])
+        names = [str(score.path) for score in scores]
+        lines = comparison(names, [score.evaluation for score in scores])
     logger.info("\n".join([*lines, ""]))
     for score in scores:
-        log_result(numbers("test", score.evaluation), score.seconds, score.path)
-
-
-def _draw(folder: Path, candidate: "Candidate", evaluation: "Evaluation") -> None:
-    """Draw the confusion matrix, the worst mistakes and the calibration."""
-    from dist_mnist.record.files import cannot_write
-    from dist_mnist.report.plots import draw_calibration, draw_confusion, draw_mistakes
-    from dist_mnist.training.scores import MOST_MISTAKES, calibration
-
-    classes, known = candidate.classifier.classes, calibration(evaluation)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    draw_confusion(folder, evaluation.confusion(len(classes)), classes)
-    mistakes = evaluation.worst_mistakes(MOST_MISTAKES)
-    draw_mistakes(folder, mistakes, candidate.test.images.cpu(), classes)
-    parts = (known.confidences, known.accuracies, known.counts)
-    bins = list(zip(*(part.tolist() for part in parts), strict=True))
-    draw_calibration(folder, bins, known.error)
+        log_result(journal_values("test", score.evaluation), score.seconds, score.path)

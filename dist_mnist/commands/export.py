@@ -1,73 +1,99 @@
-"""Writes a checkpoint as ONNX, torch.export or safetensors, and reads it back to compare."""
+"""Writes a checkpoint for other programs, and reads the file back to compare.
 
+- `onnx`: for onnxruntime and other programs that read https://onnx.ai
+- `torch_export`: for `torch.export.load`, without the code of the network
+- `safetensors`: the weights alone, by the names of the network's parameters
+"""
+
+import copy
+import io
 import json
 import logging
-from dataclasses import dataclass
-from enum import Enum
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from dist_mnist.commands.cli import command
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
 from dist_mnist.config import __version__
-from dist_mnist.config.errors import InputError
-from dist_mnist.config.overrides import checked_path
-
-if TYPE_CHECKING:
-    import torch
-
-    from dist_mnist.models.export import Exported, Function
+from dist_mnist.config.commands import ExportConfig, ExportFormat
+from dist_mnist.config.errors import InputError, refusing
+from dist_mnist.config.schema import config_from_plain
+from dist_mnist.data.mapped import Samples
+from dist_mnist.data.splits import load_part
+from dist_mnist.distributed.session import session
+from dist_mnist.models.classifier import Classifier, classifier_from_checkpoint, find_checkpoint
+from dist_mnist.record import checkpoint
+from dist_mnist.record.console import log_to_console
+from dist_mnist.record.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 BATCH_SIZE = 500  # of the comparison
 TOLERANCE = 1e-4  # of a probability, or a logit relative to its size; float32 sums differ by less
 
-
-class Format(Enum):
-    """For what program the file is."""
-
-    onnx = "onnx"
-    torch_export = "torch_export"
-    safetensors = "safetensors"
+Function = Callable[[torch.Tensor], torch.Tensor]
+Metadata = dict[str, str]
 
 
-@dataclass
-class ExportConfig:
-    """The checkpoint, its new format, and the file to write."""
+class Exported(nn.Module):
+    """The function that the file holds.
 
-    checkpoint: str | None
-    format: Format
-    output: str | None
-    preprocessing: bool
-    data: dict[str, Any]
-    trusted_modules: list[str]
+    Args:
+        classifier: On the CPU, in eval mode.
+        preprocessing: True to map uint8 images (B, C, H, W) to probabilities (B, classes); False
+            to map normalized float32 images to logits.
+    """
 
-    def __post_init__(self) -> None:
-        rule = "it must be a file, or null for one in this folder"
-        self.output = checked_path("output", self.output, rule)
+    def __init__(self, classifier: Classifier, preprocessing: bool) -> None:
+        super().__init__()
+        self.model = classifier.model
+        self.normalization, self.preprocessing = classifier.normalization, preprocessing
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images (B, C, H, W) to probabilities or logits, float32 of shape (B, classes)."""
+        if self.preprocessing:
+            images = self.normalization(images)
+        outputs: torch.Tensor = self.model(images).float()
+        return outputs.softmax(dim=1) if self.preprocessing else outputs
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the input of `forward` for uint8 images."""
+        return images if self.preprocessing else self.normalization(images)
 
 
-def main() -> None:
-    """Export, as the command line says."""
-    command("export", ExportConfig, _export)
+def run(config: ExportConfig) -> None:
+    """Write the file, and compare its answers with the checkpoint's on the whole test set.
 
-
-def _export(config: ExportConfig) -> None:
-    from dist_mnist.distributed.session import session
-    from dist_mnist.models.export import require_packages
-    from dist_mnist.record.console import log_to_console
-
+    Raises:
+        InputError: The file exists, the network cannot be expressed in the format, or the file
+            answers differently from the checkpoint; in that case it is deleted.
+    """
     with session("cpu", timeout_seconds=60) as world:
         log_to_console(world.is_main)
         if world.is_main:
-            require_packages(config.format.value)
+            _require_packages(config.format)
             _write(config, _free_path(config))
 
 
-def _free_path(config: ExportConfig) -> Path:
-    from dist_mnist.models.export import SUFFIXES
+def _require_packages(form: ExportFormat) -> None:
+    is_onnx = form is ExportFormat.onnx
+    missing = [name for name in ONNX_PACKAGES if is_onnx and find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"format=onnx needs {', '.join(missing)}: `pip install {' '.join(missing)}`, or "
+            f"choose format=torch_export or format=safetensors."
+        )
 
-    suffix = SUFFIXES[config.format.value]
+
+def _free_path(config: ExportConfig) -> Path:
+    suffix = FORMATS[config.format].suffix
     path = Path(config.output or f"model{suffix}")
     if path.suffix != suffix:
         raise InputError(
@@ -79,64 +105,51 @@ def _free_path(config: ExportConfig) -> Path:
 
 
 def _write(config: ExportConfig, path: Path) -> None:
-    import torch
-
-    from dist_mnist.config.schema import config_from_plain
-    from dist_mnist.data.splits import load_part
-    from dist_mnist.models.classifier import classifier_from_checkpoint, find_checkpoint
-    from dist_mnist.models.export import Exported, encode, read_back
-    from dist_mnist.record import checkpoint
-    from dist_mnist.record.files import write_atomically
-
-    kind, source = config.format.value, find_checkpoint(config.checkpoint)
+    source = find_checkpoint(config.checkpoint)
     content = checkpoint.load(source)
     changes = {"data": config.data, "trusted_modules": config.trusted_modules}
     saved = config_from_plain(content["config"], {**changes, "trainer": {"precision": "fp32"}})
     classifier = classifier_from_checkpoint(content, saved, torch.device("cpu"))
     test, _ = load_part(saved.data, train=False, trusted_modules=saved.trusted_modules)
     exported = Exported(classifier, config.preprocessing)
-    expected = _answers(exported, exported, test.images)
+    expected = _answers(exported, exported, test)
     correct = int((expected.argmax(dim=1) == test.labels).sum())
+    mean, std = classifier.normalization.mean, classifier.normalization.std
     metadata = {
-        **_metadata(classifier.classes, source, saved.data.name, config.preprocessing),
+        "classes": json.dumps(classifier.classes),
+        "checkpoint": str(source),
+        "data": saved.data.name,
+        "images": "uint8, 0 to 255" if config.preprocessing else "float32, normalized",
+        "version": __version__,
         "accuracy": f"{correct / len(test):.4f} ({correct}/{len(test)} test images)",
-        "normalization": f"(pixel / 255 - {classifier.normalization.mean}) / "
-        f"{classifier.normalization.std}",
+        "normalization": f"(pixel / 255 - {mean}) / {std}",
     }
-    write_atomically(path, encode(kind, exported, test.images[:2], metadata))
-    found = _answers(read_back(kind, path, exported), exported, test.images)
+    write_atomically(path, _encode(config.format, exported, test, metadata))
+    found = _answers(FORMATS[config.format].read(path, exported), exported, test)
     _compare(path, expected, found, test.labels)
 
 
-def _metadata(
-    classes: tuple[str, ...], source: Path, data: str, preprocessing: bool
-) -> dict[str, str]:
-    return {
-        "classes": json.dumps(classes),
-        "checkpoint": str(source),
-        "data": data,
-        "images": "uint8, 0 to 255" if preprocessing else "float32, normalized",
-        "version": __version__,
-    }
+def _encode(form: ExportFormat, exported: Exported, test: Samples, metadata: Metadata) -> bytes:
+    example = exported.prepare(test.block(slice(2))[0].clone())  # a view would be saved whole
+    advice = f"; choose another of {', '.join(other.value for other in ExportFormat)}"
+    with refusing(f"format={form.value} cannot express this network", advice):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about its own code
+            return FORMATS[form].write(exported, example, metadata)
 
 
-def _answers(function: "Function", exported: "Exported", images: "torch.Tensor") -> "torch.Tensor":
-    import torch
-
+def _answers(function: Function, exported: Exported, test: Samples) -> torch.Tensor:
+    blocks = [slice(start, start + BATCH_SIZE) for start in range(0, len(test), BATCH_SIZE)]
     with torch.inference_mode():
-        return torch.cat([function(exported.example(part)) for part in images.split(BATCH_SIZE)])
+        return torch.cat([function(exported.prepare(test.block(block)[0])) for block in blocks])
 
 
-def _compare(
-    path: Path, expected: "torch.Tensor", found: "torch.Tensor", labels: "torch.Tensor"
-) -> None:
-    """Tell how much the file's answers differ from the checkpoint's.
+def _compare(path: Path, expected: torch.Tensor, found: torch.Tensor, labels: torch.Tensor) -> None:
+    """Log how much the file's answers differ from the checkpoint's.
 
     Raises:
         InputError: They differ by more than rounding does; the file is deleted.
     """
-    import torch
-
     difference = float((expected - found).abs().max())
     if not torch.allclose(expected, found, rtol=TOLERANCE, atol=TOLERANCE):
         path.unlink()
@@ -149,3 +162,79 @@ def _compare(
         "read back: accuracy %.4f (%d/%d), within %.1g of the checkpoint -> %s",
         *(correct / len(labels), correct, len(labels), difference, path),
     )
+
+
+def _any_batch() -> dict[str, dict[int, Any]]:
+    return {"images": {0: torch.export.Dim("batch")}}
+
+
+def _write_onnx(exported: Exported, example: torch.Tensor, metadata: Metadata) -> bytes:
+    program = torch.onnx.export(
+        exported,
+        (example,),
+        input_names=["images"],
+        output_names=["probabilities" if exported.preprocessing else "logits"],
+        dynamic_shapes=_any_batch(),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # the paths of this machine's source code
+    program.model.metadata_props.update(metadata)
+    program.model.producer_name, program.model.producer_version = "dist_mnist", metadata["version"]
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def _read_onnx(path: Path, _: Exported) -> Function:
+    import onnxruntime  # not installed everywhere
+
+    onnx: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(onnx.run(None, {"images": images.numpy()})[0])
+
+
+def _write_torch_export(exported: Exported, example: torch.Tensor, metadata: Metadata) -> bytes:
+    with torch.no_grad():
+        program = torch.export.export(exported, (example,), dynamic_shapes=_any_batch())
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the paths of this machine's source code
+    file = io.BytesIO()
+    extra = {"metadata.json": json.dumps(metadata, indent=1)}
+    torch.export.save(program, file, extra_files=extra)
+    return file.getvalue()
+
+
+def _read_torch_export(path: Path, _: Exported) -> Function:
+    module: Function = torch.export.load(str(path)).module()
+    return module
+
+
+def _write_safetensors(exported: Exported, _: torch.Tensor, metadata: Metadata) -> bytes:
+    # Copies, since safetensors refuses tied weights, which share their memory.
+    weights = {
+        key: value.clone(memory_format=torch.contiguous_format)
+        for key, value in exported.model.state_dict().items()
+    }
+    return save_safetensors(weights, {"format": "pt", **metadata})
+
+
+def _read_safetensors(path: Path, exported: Exported) -> Function:
+    restored = copy.deepcopy(exported)
+    restored.model.load_state_dict(load_file(path))
+    return restored
+
+
+class Format(NamedTuple):
+    """How a file is named, written and read back as a function."""
+
+    suffix: str
+    write: Callable[[Exported, torch.Tensor, Metadata], bytes]
+    read: Callable[[Path, Exported], Function]
+
+
+FORMATS = {
+    ExportFormat.onnx: Format(".onnx", _write_onnx, _read_onnx),
+    ExportFormat.torch_export: Format(".pt2", _write_torch_export, _read_torch_export),
+    ExportFormat.safetensors: Format(".safetensors", _write_safetensors, _read_safetensors),
+}

@@ -7,75 +7,35 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dist_mnist.commands.cli import ReportedError, command
+from PIL.Image import Image
+
+from dist_mnist.commands.cli import ReportedError
+from dist_mnist.config.commands import AnswerFormat, PredictConfig
 from dist_mnist.config.errors import InputError, one_line
-from dist_mnist.config.overrides import checked_path, in_home
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from dist_mnist.digits.reading import Reading
-    from dist_mnist.digits.sheet import Row
-    from dist_mnist.models.classifier import Classifier
+from dist_mnist.config.overrides import in_home
+from dist_mnist.data.decode import SUFFIXES, read_picture
+from dist_mnist.digits.reading import Reading, check_reads_pictures, read, shown
+from dist_mnist.digits.sheet import Row, Seen, draw_sheet, make_row
+from dist_mnist.models.classifier import Classifier, load_classifier
 
 COLUMNS = ("path", "label", "confidence")
 
 
-class Format(Enum):
-    """The form in which answers are printed."""
-
-    text = "text"
-    json = "json"  # an object a line
-    csv = "csv"
-
-
-@dataclass
-class PredictConfig:
-    """The pictures, the network that reads them, and the form of its answers."""
-
-    images: list[str]
-    checkpoint: str | None
-    format: Format
-    save: str | None
-    plain: bool
-    trusted_modules: list[str]
-
-    def __post_init__(self) -> None:
-        self.save = checked_path("save", self.save, "it must be a .png, or null for no picture")
-
-
-def main() -> None:
-    """Predict, as the command line says."""
-    command("predict", PredictConfig, _predict, words="images")
-
-
-def _predict(config: PredictConfig) -> None:
-    """Print what is read in each picture, and draw it if a file is named.
+def run(config: PredictConfig) -> None:
+    """Print the digits in each picture, and draw a sheet of all pictures if a file is named.
 
     Raises:
-        InputError: Nothing can be read at all.
-        ReportedError: Some picture could not be read.
+        InputError: The network cannot be used, or the sheet cannot be written.
+        ReportedError: Some pictures could not be decoded.
     """
-    from dist_mnist.digits.reading import check_reads_pictures
-    from dist_mnist.digits.sheet import draw_sheet
-    from dist_mnist.models.classifier import load_classifier
-
-    if not config.images:
-        raise InputError(
-            "no picture is given: name files, folders or patterns, as in `dist-mnist predict "
-            "photo.jpg`, or - for standard input."
-        )
     classifier = load_classifier(config.checkpoint, trusted_modules=config.trusted_modules)
     check_reads_pictures(classifier)
     names = [name for word in config.images for name in _expand(word)]
     rows: list[Row] = []
     count = 0
-    if config.format is Format.csv:
+    if config.format is AnswerFormat.csv:
         _print(_csv_line(COLUMNS))
     for name, picture, reading in _readings(classifier, names, config.plain):
         _print(_line(name, reading, config.format))
@@ -89,12 +49,9 @@ def _predict(config: PredictConfig) -> None:
 
 
 def _readings(
-    classifier: "Classifier", names: Sequence[str], plain: bool
-) -> Iterator[tuple[str, "Image", "Reading"]]:
-    """Yield what is read in each picture; report those that cannot be read, and go on."""
-    from dist_mnist.data.decode import read_picture
-    from dist_mnist.digits.reading import read
-
+    classifier: Classifier, names: Sequence[str], plain: bool
+) -> Iterator[tuple[str, Image, Reading]]:
+    """Yield the reading of each picture; report pictures that cannot be decoded, and go on."""
     for name in names:
         try:
             picture = read_picture(sys.stdin.buffer.read() if name == "-" else Path(name))
@@ -107,10 +64,8 @@ def _readings(
 def _expand(word: str) -> list[str]:
     """Return the pictures that a word stands for: those in a folder, or that a pattern matches.
 
-    A word that stands for nothing is returned as it is, so that it is reported where it is read.
+    A word that stands for nothing is returned unchanged, so that reading it reports it.
     """
-    from dist_mnist.data.decode import SUFFIXES
-
     path = Path(in_home(word))
     if path.is_dir():
         found = [str(file) for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
@@ -121,8 +76,8 @@ def _expand(word: str) -> list[str]:
     return sorted(found) or [str(path)]
 
 
-def _line(name: str, reading: "Reading", form: Format) -> str:
-    if form is Format.json:
+def _line(name: str, reading: Reading, form: AnswerFormat) -> str:
+    if form is AnswerFormat.json:
         digits = zip(reading.digits, reading.labels, reading.confidences, strict=True)
         answer = {
             "path": name,
@@ -134,10 +89,10 @@ def _line(name: str, reading: "Reading", form: Format) -> str:
             ],
         }
         return json.dumps(answer, ensure_ascii=False)
-    sure = "" if reading.confidence is None else f"{reading.confidence:.4f}"
-    if form is Format.csv:
-        return _csv_line((name, reading.label or "", sure))
-    return f"{name}: {reading.label} {sure}" if reading.label else f"{name}: no digit found"
+    confidence = "" if reading.confidence is None else f"{reading.confidence:.4f}"
+    if form is AnswerFormat.csv:
+        return _csv_line((name, reading.label or "", confidence))
+    return f"{name}: {reading.label} {confidence}" if reading.label else f"{name}: no digit found"
 
 
 def _csv_line(values: Sequence[str]) -> str:
@@ -153,14 +108,10 @@ def _print(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _row(name: str, picture: "Image", reading: "Reading") -> "Row":
-    from dist_mnist.digits.reading import shown
-    from dist_mnist.digits.sheet import Seen, make_row
-
-    answers = zip(reading.labels, reading.confidences, strict=True)
-    texts = [f"{label}  {100 * sure:.1f} %" for label, sure in answers]
+def _row(name: str, picture: Image, reading: Reading) -> Row:
+    answers = zip(reading.digits, reading.labels, reading.confidences, strict=True)
     seen = [
-        Seen(shown(digit), digit.box, text)
-        for digit, text in zip(reading.digits, texts, strict=True)
+        Seen(shown(digit), digit.box, f"{label}  {100 * confidence:.1f} %")
+        for digit, label, confidence in answers
     ]
     return make_row(name if seen else f"{name}: no digit found", picture, seen)

@@ -2,44 +2,19 @@
 
 import importlib.util
 import logging
-from dataclasses import dataclass
 
-from dist_mnist.commands.cli import command
+from dist_mnist.config.commands import ServeConfig
 from dist_mnist.config.errors import InputError
 from dist_mnist.distributed import launcher
+from dist_mnist.record.console import log_to_console
 
 logger = logging.getLogger(__name__)
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
 
-@dataclass
-class ServeConfig:
-    """The network that answers, and the address it listens on."""
-
-    checkpoint: str | None
-    host: str
-    port: int
-    trusted_modules: list[str]
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise InputError(
-                f"port={self.port} is not allowed: it must be from 1 to 65535, or 0 for any that "
-                f"is free."
-            )
-        if not self.host.strip():
-            raise InputError(
-                "host= is not allowed: it must be an address; 127.0.0.1 is yours only."
-            )
-
-
-def main() -> None:
-    """Serve, as the command line says."""
-    command("serve", ServeConfig, _serve)
-
-
-def _serve(config: ServeConfig) -> None:
+def run(config: ServeConfig) -> None:
+    """Serve until a signal comes."""
     if not launcher.is_alone():
         raise InputError("serve is one process: start it without torchrun, as `dist-mnist serve`.")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -47,7 +22,7 @@ def _serve(config: ServeConfig) -> None:
         raise InputError(
             f'serve needs {", ".join(missing)}: install it with `pip install "dist_mnist[serve]"`.'
         )
-    from dist_mnist.record.console import log_to_console
+    # Not installed everywhere, so imported after the check.
     from dist_mnist.serve.server import listen, serve
 
     log_to_console(is_main=True)

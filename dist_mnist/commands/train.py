@@ -6,33 +6,28 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from dist_mnist.commands.cli import command
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Config
 from dist_mnist.distributed import launcher
+from dist_mnist.distributed.session import session
+from dist_mnist.record.console import log_to_console
+from dist_mnist.record.journal import best_validation_accuracy
+from dist_mnist.training import run as training
 
 
-def main() -> None:
-    """Train, as the command line says."""
-    command("train", Config, _train)
-
-
-def _train(config: Config) -> float | None:
+def run(config: Config) -> float | None:
+    """Train; return the best validation accuracy, or None without a validation part."""
     job = HydraConfig.get()
-    if job.mode is RunMode.MULTIRUN:  # every job of a sweep gets a directory of its own
+    is_sweep = job.mode is RunMode.MULTIRUN
+    if is_sweep:  # every job of a sweep gets its own directory
         name = Path(config.run_dir, str(job.job.num)) if config.run_dir else job.runtime.output_dir
         config.run_dir = str(name)
     with launcher.cluster_job() if launcher.is_cluster_job() else nullcontext():
-        return _run(config, is_sweep=job.mode is RunMode.MULTIRUN, overrides=[*job.overrides.task])
+        return train(config, is_sweep, overrides=[*job.overrides.task])
 
 
-def _run(config: Config, is_sweep: bool, overrides: list[str]) -> float | None:
-    """Train; return the best validation accuracy, or None without a validation part."""
-    from dist_mnist.distributed.session import session
-    from dist_mnist.record.console import log_to_console
-    from dist_mnist.record.journal import best_validation_accuracy
-    from dist_mnist.training.run import run
-
+def train(config: Config, is_sweep: bool, overrides: list[str]) -> float | None:
+    """Train in this process; return the best validation accuracy, on rank 0."""
     with session(config.trainer.device, config.trainer.timeout_seconds) as world:
         if is_sweep and world.size > 1 and not launcher.is_cluster_job():
             raise InputError(
@@ -40,5 +35,5 @@ def _run(config: Config, is_sweep: bool, overrides: list[str]) -> float | None:
                 "`python -m dist_mnist --multirun`, or start one torchrun for each of its jobs."
             )
         log_to_console(world.is_main)
-        result = run(config, world, overrides)
+        result = training.run(config, world, overrides)
         return best_validation_accuracy(result.run_dir) if world.is_main else None

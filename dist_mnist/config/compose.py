@@ -9,12 +9,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.overrides import (
-    expand_home,
-    quoting_hint,
-    refuse_hydra_folder,
-    rename_from,
-)
+from dist_mnist.config.overrides import expand_home, quoting_hint, refuse_hydra_folder
 from dist_mnist.config.schema import Config, build_config
 
 
@@ -49,14 +44,14 @@ def compose_config(*overrides: str) -> Config:
 
 
 def prepare_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return what a user typed as Hydra is to read it: with `~` as the home folder, for example.
+    """Return overrides for Hydra, with the home folder for a leading `~`.
 
     Raises:
-        InputError: A key is Hydra's own, and would have no effect.
+        InputError: A key is Hydra's own and would have no effect.
     """
     for override in overrides:
         refuse_hydra_folder(override)
-    return [expand_home(rename_from(override)) for override in overrides]
+    return [expand_home(override) for override in overrides]
 
 
 def hydra_sentence(error: BaseException) -> str:

@@ -1,4 +1,9 @@
-"""The one exception whose message is written for the user."""
+"""The one exception whose message is written for the user, and how other errors become one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LONGEST_REASON = 300  # characters of a message that is not ours
 
 
 class InputError(Exception):
@@ -17,12 +22,30 @@ def require(condition: bool, key: str, value: object, rule: str) -> None:
     """Refuse a value of a key that breaks a rule.
 
     Raises:
-        InputError: It does.
+        InputError: The condition is false.
     """
     if not condition:
         raise InputError(f"{key}={value} is not allowed: {rule}.")
 
 
+@contextmanager
+def refusing(sentence: str, advice: str = "") -> Iterator[None]:
+    """Turn every exception inside into an `InputError`: "<sentence>: <its message><advice>.".
+
+    An `InputError` passes unchanged.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{sentence}: {one_line(error)}{advice}.") from error
+
+
 def one_line(error: BaseException | None) -> str:
-    """Return an exception's message without line breaks, or its class name if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return an exception's message without line breaks, or its class name if it has none.
+
+    A message that is not ours is cut after 300 characters.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, InputError) else text[:LONGEST_REASON]

@@ -103,11 +103,6 @@ def expand_home(override: str) -> str:
     return f"{key}{home}{rest}" if PLAIN.fullmatch(home) else f"{key}{_quoted(home + rest)}"
 
 
-def rename_from(override: str) -> str:
-    """Return `transfer.from=...` under the name that the config has for it."""
-    return re.sub(r"^([+~]*transfer)\.from(?==|$)", r"\1.checkpoint", override)
-
-
 def refuse_hydra_folder(override: str) -> None:
     """Refuse Hydra's own key for a run's folder, which would be ignored.
 

@@ -85,11 +85,19 @@ class AugmentationConfig:
 
     @property
     def margin(self) -> int:
-        """Pixels around each image in memory, so that it can be moved without padding it anew."""
+        """Pixels around each image in memory, so that moving it needs no padding."""
         return 0 if self.warps else self.shift_pixels
 
 
-# What trainer.reproducible excludes, and why.
+# Data sets that checkpoints name by the modules they were in.
+MOVED_TARGETS = {
+    "dist_mnist.data.folder.image_folder.ImageFolder": "dist_mnist.folder.image_folder.ImageFolder",
+    "dist_mnist.data.flagged_ones.MNISTWithFlaggedOnes": (
+        "dist_mnist.digits.flagged_ones.MNISTWithFlaggedOnes"
+    ),
+}
+
+# The options that trainer.reproducible excludes, and why.
 NOT_REPRODUCIBLE = {
     "micro_batch_size": "it splits the batch into pieces of its own",
     "sync_batch_norm": "it computes batch norm's statistics over one shard alone",
@@ -121,12 +129,9 @@ class TrainerConfig:
     checkpoint_every_steps: int | None
     keep_checkpoints: int
     timeout_seconds: int
-    cuda_graph: Any = "auto"  # or true or false; checkpoints from before it have no value
+    cuda_graph: bool = False  # checkpoints from before it have no value
 
     def __post_init__(self) -> None:
-        graph = self.cuda_graph
-        rule = "choose auto, true or false"
-        require(graph == "auto" or isinstance(graph, bool), "trainer.cuda_graph", graph, rule)
         for key, value in vars(self).items():
             if type(value) is int:
                 require(value >= 1, f"trainer.{key}", value, "it must be at least 1")
@@ -134,14 +139,14 @@ class TrainerConfig:
         require(clip is None or clip > 0, "trainer.gradient_clip_norm", clip, "it must be above 0")
         for key, reason in NOT_REPRODUCIBLE.items():
             value = getattr(self, key)
-            is_set = value not in (None, False, "auto")
+            is_set = value not in (None, False)
             rule = f"with trainer.reproducible=true, {reason}; reset one of the two to its default"
             require(not (self.reproducible and is_set), f"trainer.{key}", value, rule)
 
 
 @dataclass
 class TrackingConfig:
-    """The trackers of a run, and the place and the name under which wandb keeps it."""
+    """The loggers of a run, and its project, entity, name and tags in wandb."""
 
     mode: TrackingMode
     project: str | None  # null: WANDB_PROJECT, or dist_mnist
@@ -211,6 +216,17 @@ def _filled(value: Any, count: int) -> Any:
     return value
 
 
+def flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys as on the command line."""
+    values: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            values.update(flat(value, f"{prefix}{key}."))
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
 def plain_config(config: Config) -> dict[str, Any]:
     """Return the config as dicts, lists and scalars, for YAML files and checkpoints."""
     container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
@@ -228,16 +244,26 @@ def config_from_plain(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> C
     Raises:
         InputError: It is not a config of ours, or a change is not allowed.
     """
-    # Interpolations were resolved before it was saved, so any that is left is not ours.
+    # Interpolations were resolved before it was saved, so one that is left is not ours.
     if "${" in repr(plain):
         raise InputError("the checkpoint's config cannot be used: it contains an interpolation.")
     schema = OmegaConf.structured(Config)
     try:
-        saved = OmegaConf.merge(schema, plain)
+        saved = OmegaConf.merge(schema, _upgraded(plain))
         build_config(saved)  # type: ignore[arg-type]
     except Exception as error:  # a file from elsewhere may hold anything
         raise InputError(f"the checkpoint's config cannot be used: {one_line(error)}.") from error
     return build_config(OmegaConf.merge(saved, _without_none(changes)))  # type: ignore[arg-type]
+
+
+def _upgraded(value: Any) -> Any:
+    """Return a saved config with names that have changed since 0.1.0 began."""
+    if isinstance(value, Mapping):
+        upgraded = {key: _upgraded(part) for key, part in value.items()}
+        if upgraded.get("cuda_graph") == "auto":
+            upgraded["cuda_graph"] = False
+        return upgraded
+    return MOVED_TARGETS.get(value, value) if isinstance(value, str) else value
 
 
 def _without_none(value: Any) -> Any:

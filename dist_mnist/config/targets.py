@@ -1,11 +1,11 @@
 """Builds the object that a `_target_` in a config names, if that target is allowed.
 
-A checkpoint contains its config, so a target may come from anywhere: it may name a network or a
-loss, but never a function that does something else. So every target must be of the kind of object
-that is wanted, and must be defined in a trusted package.
+A checkpoint contains its config, so a target may come from anywhere. It may name a network or a
+loss, but never a function that does something else: every target must be of the expected kind and
+defined in a trusted package.
 
 `hydra.utils.instantiate` would resolve interpolations a second time, and so build targets that were
-hidden in them from any earlier check.
+hidden from every earlier check.
 """
 
 import inspect
@@ -63,7 +63,7 @@ def instantiate(
         shown = ", ".join(f"{key}.{name}={value}" for name, value in given.items())
         raise BuildError(f"{key} cannot be built ({shown}): {one_line(error)}.") from error
     if not isinstance(built, kind):
-        raise InputError(f"{key}._target_={config['_target_']} returned no {kind.__name__}.")
+        raise InputError(f"{key}._target_={config['_target_']} did not return a {kind.__name__}.")
     return built
 
 

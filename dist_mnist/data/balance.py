@@ -1,7 +1,6 @@
-"""Classes of different sizes: shown, counted alike in the loss, or drawn equally often."""
+"""Classes of different sizes: shown, weighted in the loss, or sampled equally often."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -10,48 +9,30 @@ ROWS_SHOWN = 20
 BAR_WIDTH = 40
 
 
-class ClassSize(NamedTuple):
-    """A class, how many samples it has, and how many that is of the largest class's (0 to 1)."""
-
-    name: str
-    samples: int
-    share: float
-
-
-def class_sizes(counts: Sequence[int], classes: Sequence[str]) -> list[ClassSize]:
-    """Return the sizes of all classes, for a picture or a table, in the order of the labels."""
-    most = max([1, *counts])
-    return [
-        ClassSize(name, count, count / most) for name, count in zip(classes, counts, strict=True)
-    ]
-
-
 def draw_bars(counts: Sequence[int], classes: Sequence[str]) -> str:
     """Return the class balance as text: a line with a bar for each class.
 
     Of many classes, only the largest and the smallest ones are shown, the largest first.
+
+    Args:
+        counts: The samples of each class, in the order of `classes`.
     """
-    rows = class_sizes(counts, classes)
+    rows = [*zip(classes, counts, strict=True)]
+    hidden: list[tuple[str, int]] = []
     if len(rows) > ROWS_SHOWN:
-        rows.sort(key=lambda row: -row.samples)
+        rows.sort(key=lambda row: -row[1])
         half = ROWS_SHOWN // 2
-        first, between, last = rows[:half], rows[half:-half], rows[-half:]
-        width = _name_width([*first, *last])
-        fewest, most = between[-1].samples, between[0].samples
-        middle = f"  ... {len(between):,} more classes, of {fewest:,} to {most:,}"
-        return "\n".join([*_lines(first, width), middle, *_lines(last, width)])
-    return "\n".join(_lines(rows, _name_width(rows)))
-
-
-def _name_width(rows: Sequence[ClassSize]) -> int:
-    return min(24, max(len(row.name) for row in rows))
-
-
-def _lines(rows: Sequence[ClassSize], width: int) -> list[str]:
-    return [
-        f"  {row.name[:width]:<{width}}  {row.samples:>9,}  {'#' * round(BAR_WIDTH * row.share)}"
-        for row in rows
+        hidden, rows = rows[half:-half], rows[:half] + rows[-half:]
+    width, most = min(24, max(len(name) for name, _ in rows)), max([1, *counts])
+    lines = [
+        f"  {name[:width]:<{width}}  {count:>9,}  {'#' * round(BAR_WIDTH * count / most)}"
+        for name, count in rows
     ]
+    if hidden:
+        fewest, largest = hidden[-1][1], hidden[0][1]
+        middle = f"  ... {len(hidden):,} more classes, of {fewest:,} to {largest:,}"
+        lines.insert(ROWS_SHOWN // 2, middle)
+    return "\n".join(lines)
 
 
 def is_uneven(counts: torch.Tensor) -> bool:
@@ -65,9 +46,9 @@ def is_uneven(counts: torch.Tensor) -> bool:
 
 
 def class_weights(counts: torch.Tensor) -> torch.Tensor:
-    """Return the weight of a sample of each class, so that each class has the same weight in all.
+    """Return each class's weight for its samples, so that all classes weigh the same in total.
 
-    The mean over all samples is 1, so the loss keeps its size, and the learning rate its meaning.
+    The mean over all samples is 1, so the loss keeps its scale and the learning rate its meaning.
 
     Args:
         counts: int64 of shape (classes,), the samples of each class.
@@ -82,10 +63,10 @@ def class_weights(counts: torch.Tensor) -> torch.Tensor:
 
 
 def balanced_order(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return as many places as there are samples, in random order, from each class equally often.
+    """Draw N indices in random order, from each class equally often.
 
-    The numbers of draws of two classes differ by one at most, and so do those of two samples of one
-    class. A small class is repeated, and of a large one some samples wait for another epoch.
+    The draws of two classes differ by one at most, and so do the draws of two samples of one class.
+    A small class is repeated; some samples of a large class wait for another epoch.
 
     Args:
         labels: int64 of shape (N,), on the CPU.

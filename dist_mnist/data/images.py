@@ -1,11 +1,11 @@
-"""Images and labels in memory, and what turns pixels into the network's input."""
+"""Images and labels in memory, and the normalization of their pixels."""
 
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
 
 PIXELS_AT_ONCE = 2**20
 
@@ -24,11 +24,12 @@ class Normalization:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 images of any shape to float32 of the same shape, in one operation."""
-        return torch.rsub(images, -self.mean / self.std, alpha=-1 / (255 * self.std))
+        shift = torch.tensor(-self.mean / self.std)
+        return torch.add(shift, images, alpha=1 / (255 * self.std))
 
 
 def count_values(images: torch.Tensor) -> torch.Tensor:
-    """Return how often each of the 256 values is in uint8 images: int64 of shape (256,)."""
+    """Count each of the 256 values in uint8 images: int64 of shape (256,)."""
     counts = torch.zeros(256, dtype=torch.int64)
     for part in images.flatten().split(PIXELS_AT_ONCE):  # bincount makes int64 of them
         counts += torch.bincount(part, minlength=256)
@@ -51,7 +52,22 @@ def normalization_of(counts: torch.Tensor) -> Normalization:
     return Normalization(mean=mean / 255, std=std / 255)
 
 
-class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch.
+
+    Attributes:
+        indices: int64 of shape (share,), places in `samples`; the share may be empty.
+        size: The number of samples in the global batch, over all ranks.
+        samples: The samples it is a share of, on the device that computes.
+    """
+
+    indices: torch.Tensor
+    size: int
+    samples: "ImageTensors"
+
+
+class ImageTensors:
     """Images and labels in memory; an int64 tensor of B indices gives a whole batch.
 
     Attributes:
@@ -93,7 +109,7 @@ class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return zlib.crc32(labels, zlib.crc32(images))
 
     def value_counts(self) -> torch.Tensor:
-        """Return how often each of the 256 values is in the images: int64 of shape (256,)."""
+        """Count each of the 256 values in the images: int64 of shape (256,)."""
         return count_values(self.images)
 
     def to(self, device: torch.device) -> "ImageTensors":
@@ -104,17 +120,7 @@ class ImageTensors(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """Return the same samples with black pixels around each image, for moving it at no cost."""
         return ImageTensors(self.images, self.labels, margin)
 
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's share of a global batch.
-
-    Attributes:
-        indices: int64 of shape (share,), places in `samples`; the share may be empty.
-        size: The number of samples in the global batch, over all ranks.
-        samples: Where the share is, on the device that computes; None for the training set.
-    """
-
-    indices: torch.Tensor
-    size: int
-    samples: ImageTensors | None = None
+    def deliver(self, shares: Iterable[tuple[torch.Tensor, int]]) -> Iterator[Batch]:
+        """Yield a batch for each share: its indices, and the size of its global batch."""
+        for indices, size in shares:
+            yield Batch(indices, size, self)

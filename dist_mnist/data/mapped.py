@@ -7,7 +7,7 @@ computed.
 
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -69,11 +69,6 @@ class MappedImages:
         np.take(self.stored.numpy(), rows.numpy(), axis=0, out=images.numpy(), mode="clip")
         return images, self.labels.index_select(0, indices)
 
-    @property
-    def images(self) -> torch.Tensor:
-        """A copy of all images, uint8 of shape (N, C, H, W)."""
-        return self[torch.arange(len(self))][0]
-
     def block(self, place: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images and labels of neighbors, on the device."""
         images, labels = self[torch.arange(len(self))[place]]
@@ -107,14 +102,18 @@ class MappedImages:
         self.sums = self.sums or sum_pixels(self)
         return self.sums
 
-    def deliver(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield batches with their samples on the device, read while earlier ones are computed."""
+    def deliver(self, shares: Iterable[tuple[torch.Tensor, int]]) -> Iterator[Batch]:
+        """Yield a batch for each share, copied to the device while earlier batches are computed.
+
+        Args:
+            shares: The indices of a share, on the CPU, and the size of its global batch.
+        """
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         prepare = partial(torch.cuda.set_device, self.device) if stream else None
         ahead: deque[tuple[Future[_Copied], int]] = deque()
         with ThreadPoolExecutor(1, "reader", prepare) as reader:
-            for batch in batches:
-                ahead.append((reader.submit(self._copy, batch.indices, stream), batch.size))
+            for indices, size in shares:
+                ahead.append((reader.submit(self._copy, indices, stream), size))
                 if len(ahead) > BATCHES_AHEAD:
                     yield self._arrived(*ahead.popleft())
             while ahead:

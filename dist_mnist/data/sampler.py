@@ -1,4 +1,4 @@
-"""Distributes each epoch's samples over steps and processes: a pure function of (seed, epoch).
+"""Distributes each epoch's samples over steps and ranks: a pure function of (seed, epoch).
 
 The global batch k of an epoch is the same set of samples at every world size. To continue in the
 middle of an epoch, only the number of batches done has to be known.
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils.data import Sampler
 
 from dist_mnist.data.balance import balanced_order
 from dist_mnist.data.seeding import keyed_seed
@@ -38,7 +37,7 @@ class EpochOrder:
         return min(self.global_batch_size, self.size - batch * self.global_batch_size)
 
     def draw(self, seed: int, epoch: int) -> torch.Tensor:
-        """Return the places of an epoch's samples, one after the other: int64 of shape (size,)."""
+        """Return the order of an epoch's samples: int64 indices of shape (size,)."""
         # On the CPU, whose generator gives the same order on every machine.
         generator = torch.Generator().manual_seed(keyed_seed(seed, "order", epoch))
         if self.labels is not None:
@@ -46,29 +45,25 @@ class EpochOrder:
         return torch.randperm(self.size, generator=generator)
 
 
-class DistributedBatchSampler(Sampler[torch.Tensor]):
+@dataclass(frozen=True)
+class DistributedBatchSampler:
     """This process's share of each global batch of one epoch, as index tensors.
 
     No sample is padded, repeated or dropped, unless classes are balanced. Every process yields the
     same number of shares. Their sizes differ by at most one; in a small last batch, a share may be
     empty.
 
-    Args:
-        order: The sizes.
-        world: This process.
+    Attributes:
         seed: The run's seed.
-        epoch: From 0; each epoch has an order of its own.
+        epoch: From 0; each epoch has a different order.
         first_batch: The first batch to yield, for a run that continues in the middle of an epoch.
     """
 
-    def __init__(
-        self, order: EpochOrder, world: World, seed: int, epoch: int, first_batch: int = 0
-    ) -> None:
-        self.order = order
-        self.world = world
-        self.seed = seed
-        self.epoch = epoch
-        self.first_batch = first_batch
+    order: EpochOrder
+    world: World
+    seed: int
+    epoch: int
+    first_batch: int = 0
 
     def __len__(self) -> int:
         return len(self.order) - self.first_batch

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dist_mnist.config.data_schema import DataConfig, Residence, number_of
-from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.errors import InputError, refusing
 from dist_mnist.data.download import open_dataset
 from dist_mnist.data.images import ImageTensors, Normalization, normalization_of
 from dist_mnist.data.mapped import MappedImages, Samples
@@ -138,7 +138,7 @@ def _check_classes(
             f"{len(classes)} in its training samples: set data.num_classes."
         )
     if len(classes) < 2:
-        raise InputError(f"{config.name} has one class: there is nothing to tell apart.")
+        raise InputError(f"{config.name} has one class: a classifier needs at least two classes.")
 
 
 def _load(
@@ -199,13 +199,9 @@ def _read_arrays(config: DataConfig, source: Any) -> ImageTensors:
             f"data.dataset._target_={config.dataset['_target_']} has no attributes `data` and "
             f"`targets` with its images and labels as arrays: use a data set that has them."
         )
-    try:
+    with refusing(f"{config.name} has images or labels that are not arrays"):
         images = _channels_first(torch.as_tensor(source.data), config.image_shape)
         labels = torch.as_tensor(source.targets)
-    except Exception as error:
-        raise InputError(
-            f"{config.name} has images or labels that are not arrays: {one_line(error)[:300]}."
-        ) from error
     _check_images_and_labels(config, images, labels)
     return ImageTensors(images.contiguous(), labels.long().contiguous())
 

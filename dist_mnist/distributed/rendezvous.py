@@ -66,7 +66,7 @@ def join_group(world: World, timeout_seconds: int) -> None:
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"rank {world.rank} cannot join the other processes at MASTER_ADDR={address}: "
-            f"{one_line(error)[:300].rstrip('.')}."
+            f"{one_line(error).rstrip('.')}."
         ) from error
 
     def open_watchdog_store() -> Store:

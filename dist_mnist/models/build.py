@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.errors import InputError, refusing
 from dist_mnist.config.schema import Config
 from dist_mnist.config.targets import instantiate
 from dist_mnist.models.dry_run import check_outputs, or_contiguous
@@ -14,7 +14,7 @@ from dist_mnist.models.dry_run import check_outputs, or_contiguous
 def build_model(config: Config) -> nn.Module:
     """Build the network on the CPU, in eval mode.
 
-    Its memory format is channels last, the fastest for convolutions, if it can take that.
+    Its memory format is channels last, the fastest for convolutions, if it works with that.
 
     Raises:
         InputError: It cannot be built, or does not map the images to the classes.
@@ -23,14 +23,9 @@ def build_model(config: Config) -> nn.Module:
         "model", config.model, nn.Module, trusted_modules=config.trusted_modules
     )
     data = config.data
-    try:
+    with refusing(f"model cannot take images of shape {data.image_shape}"), torch.no_grad():
         model = model.eval().to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            outputs = or_contiguous(model, lambda: model(torch.zeros(2, *data.image_shape)))
-    except Exception as error:
-        raise InputError(
-            f"model cannot take images of shape {data.image_shape}: {one_line(error)}."
-        ) from error
+        outputs = or_contiguous(model, lambda: model(torch.zeros(2, *data.image_shape)))
     check_outputs(outputs, 2, data.class_count)
     return model
 
@@ -44,10 +39,8 @@ def build_loss(config: Config) -> nn.Module:
     loss: nn.Module = instantiate(
         "loss", config.loss, nn.Module, trusted_modules=config.trusted_modules
     )
-    try:
+    with refusing("loss cannot be used"):
         values = loss(torch.zeros(2, config.data.class_count), torch.zeros(2, dtype=torch.int64))
-    except Exception as error:
-        raise InputError(f"loss cannot be used: {one_line(error)[:300]}.") from error
     if getattr(values, "shape", None) != (2,):
         raise InputError("loss must return one value per sample: set loss.reduction=none.")
     return loss

@@ -24,7 +24,7 @@ SHIPPED = Path(__file__).with_name("shipped.safetensors")  # made by `python -m 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network together with everything that turns an image into an answer.
+    """A network and its preprocessing: uint8 images in, probabilities out.
 
     Attributes:
         model: The bare network, on the device where it computes.
@@ -32,7 +32,7 @@ class Classifier:
         dtype: The dtype of its forward pass.
         classes: The names of the classes, in the order of the outputs.
         image_shape: Channels, height and width of its images, if it was loaded.
-        fit: What becomes of a picture of another aspect, if it was trained on a folder of pictures.
+        fit: How a picture of another aspect is fitted, if it was trained on a folder of pictures.
     """
 
     model: nn.Module
@@ -70,10 +70,10 @@ class Classifier:
         return self.logits(images.to(device)).softmax(dim=1)
 
     def read(self, source: str | Path | bytes) -> torch.Tensor:
-        """Decode a picture and make of it what became of the pictures that it was trained on.
+        """Decode a picture and fit it as the pictures in training were.
 
         Args:
-            source: A file, or what is in one.
+            source: A file, or its content.
 
         Returns:
             uint8 of shape (1, C, H, W), for a call of the classifier.
@@ -85,17 +85,17 @@ class Classifier:
 
         if self.fit is None:
             raise InputError(
-                "the network was not trained on a folder of pictures, so it is not known what its "
-                "images are made of: give it images as tensors."
+                "the network was not trained on a folder of pictures, so pictures cannot be "
+                "converted; pass uint8 tensors instead."
             )
         picture = read_picture(Path(source) if isinstance(source, str) else source)
         return self.fitted(picture).unsqueeze(0)
 
     def fitted(self, picture: "Image") -> torch.Tensor:
-        """Make of a picture what became of those that the network was trained on.
+        """Fit a picture as the pictures in training were; `fit` must be known.
 
         Args:
-            picture: In RGB and upright, as `read_picture` returns it; `fit` must be known.
+            picture: In RGB and upright, from `read_picture`.
 
         Returns:
             uint8 of shape (C, H, W).
@@ -107,12 +107,11 @@ class Classifier:
 
 
 def find_checkpoint(path: str | Path | None) -> Path:
-    """Return the checkpoint file that a user means.
+    """Return the checkpoint file that a path stands for.
 
     Args:
-        path: A run directory, of which the best checkpoint is taken; a checkpoint file; "latest",
-            for the run under outputs/ that was trained last; or None, for the network that comes
-            with the package.
+        path: A run directory, for its best checkpoint; a checkpoint file; "latest", for the newest
+            run under outputs/; or None, for the network that comes with the package.
 
     Raises:
         InputError: It is empty, or there is no run under outputs/.
@@ -133,10 +132,9 @@ def load_classifier(
     """Load a trained network with its preprocessing, in eval mode.
 
     Args:
-        path: A run directory, of which the best checkpoint is taken, a checkpoint file, "latest"
-            for the newest run under outputs/, or None for the network that comes with the package.
-        device: Where the network shall compute, such as "cpu" or "cuda".
-        trusted_modules: Modules of your own that the checkpoint's network may come from.
+        path: As for `find_checkpoint`.
+        device: Where the network computes, such as "cpu" or "cuda".
+        trusted_modules: Your own modules that may define the checkpoint's network.
 
     Raises:
         InputError: There is no checkpoint, or it cannot be used.
@@ -150,12 +148,11 @@ def load_classifier(
 def classifier_from_checkpoint(
     content: dict[str, Any], config: Config, device: torch.device
 ) -> Classifier:
-    """Build the network that a checkpoint holds, in eval mode.
+    """Build a checkpoint's network, in eval mode.
 
     Args:
-        content: What `checkpoint.load` returned.
-        config: The config in it, with changes to it, such as another precision.
-        device: Where the network shall compute.
+        content: From `checkpoint.load`.
+        config: The config in it, possibly with changes, such as another precision.
 
     Raises:
         InputError: The network cannot be built, or its weights or normalization do not fit.
@@ -176,7 +173,7 @@ def _normalization(saved: dict[str, Any]) -> Normalization:
     mean, std = saved.get("mean"), saved.get("std")
     if not (isinstance(mean, float) and isinstance(std, float) and std > 0):
         raise InputError(
-            f"the checkpoint's normalization cannot be used: mean={mean} and std={std} are not "
-            f"those of pixels."
+            f"the checkpoint's normalization cannot be used: mean={mean} and std={std} must be "
+            f"numbers, and std above 0."
         )
     return Normalization(mean, std)

@@ -1,6 +1,6 @@
-"""Tries a network out before it is trained: one forward and one backward pass, as training does it.
+"""A dry run of a network before training: one forward and one backward pass in train mode.
 
-A copy is tried, so the network's weights, statistics and random numbers stay as they are.
+It runs a copy, so the network's weights, statistics and random numbers do not change.
 """
 
 import copy
@@ -12,17 +12,17 @@ import torch
 from torch import nn
 
 from dist_mnist.config.data_schema import DataConfig
-from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.errors import InputError, one_line, refusing
 
 T = TypeVar("T")
 WEIGHTED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
-class Trial(NamedTuple):
-    """The findings of a trial.
+class Findings(NamedTuple):
+    """The findings of a dry run.
 
     Attributes:
-        multiply_adds: Multiplications of a forward pass for one image, in the layers with weights;
+        multiply_adds: Multiply-adds of a forward pass for one image, in the layers with weights;
             each weight is used at least once.
         unused: The names of the parameters that got no gradient.
     """
@@ -31,32 +31,26 @@ class Trial(NamedTuple):
     unused: tuple[str, ...]
 
 
-def try_out(model: nn.Module, data: DataConfig) -> Trial:
-    """Try a network in train mode, in its memory format; leave it contiguous if only that works.
+def dry_run(model: nn.Module, data: DataConfig) -> Findings:
+    """Try a network in train mode and its memory format; make it contiguous if only that works.
 
     Args:
-        model: On the CPU.
+        model: On the CPU; it must work with `copy.deepcopy`.
         data: The shape of its images, and the number of its classes.
 
     Raises:
         InputError: The network cannot be trained, or its gradients cannot be averaged.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError(
-            "model has nothing to train: give it a parameter whose requires_grad is true."
-        )
-    try:
-        return or_contiguous(model, partial(_try, model, data, images=2))
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"model cannot be trained: {one_line(error)[:300]}.") from error
+        raise InputError("model has no trainable parameters: set requires_grad of one to true.")
+    with refusing("model cannot be trained"):
+        return or_contiguous(model, partial(_run, model, data, images=2))
 
 
 def or_contiguous(model: nn.Module, attempt: Callable[[], T]) -> T:
-    """Return what an attempt returns; if it fails, make the model contiguous and try once more.
+    """Return the result of an attempt; if it fails, make the model contiguous and try once more.
 
-    `view` fails on images that are channels last.
+    `view` fails on channels-last images.
     """
     try:
         return attempt()
@@ -68,9 +62,9 @@ def or_contiguous(model: nn.Module, attempt: Callable[[], T]) -> T:
 
 
 def trains_on_one_image(model: nn.Module, data: DataConfig) -> bool:
-    """Return whether a single image will do: batch norm may have no statistics of it."""
+    """Return whether a network can train on a single image; batch norm may refuse it."""
     try:
-        _try(model, data, images=1)
+        _run(model, data, images=1)
     except InputError:
         raise
     except Exception:
@@ -79,10 +73,10 @@ def trains_on_one_image(model: nn.Module, data: DataConfig) -> bool:
 
 
 def check_outputs(outputs: object, images: int, classes: int, when: str = "") -> None:
-    """Check that a network has answered with one row of logits for each image.
+    """Check that a network returned one row of logits for each image.
 
     Raises:
-        InputError: It has not.
+        InputError: It did not.
     """
     if not isinstance(outputs, torch.Tensor):
         raise InputError(
@@ -95,53 +89,35 @@ def check_outputs(outputs: object, images: int, classes: int, when: str = "") ->
         )
 
 
-def _try(model: nn.Module, data: DataConfig, images: int) -> Trial:
+def _run(model: nn.Module, data: DataConfig, images: int) -> Findings:
     counts: list[int] = []
 
     def count(layer: nn.Module, _: object, outputs: torch.Tensor) -> None:
         per_image = outputs.numel() // images
         counts.append(per_image * layer.weight[0].numel())  # type: ignore[index]
 
-    tried = _copy(model).train()
-    for layer in tried.modules():
+    try:
+        copied = copy.deepcopy(model).train()
+    except Exception as error:  # a lock, for example
+        raise InputError(
+            f"model cannot be copied ({one_line(error)}): let each of its attributes work with "
+            f"copy.deepcopy."
+        ) from error
+    for layer in copied.modules():
         if isinstance(layer, WEIGHTED_LAYERS):
             layer.register_forward_hook(count)
     with torch.random.fork_rng(devices=[]):
-        outputs = tried(torch.zeros(images, *data.image_shape))
+        outputs = copied(torch.zeros(images, *data.image_shape))
         check_outputs(outputs, images, data.class_count, when=" in train mode")
         outputs.float().sum().backward()
-    _check_gradients(tried)
+    _check_gradients(copied)
     # By the model, not by its copy: a layer that thaws later may freeze itself in a forward pass.
     wanted = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    gradients = {name: p.grad for name, p in tried.named_parameters()}
-    return Trial(
+    gradients = {name: p.grad for name, p in copied.named_parameters()}
+    return Findings(
         multiply_adds=max(sum(counts), sum(wanted.values())),
         unused=tuple(name for name in wanted if gradients[name] is None),
     )
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy; what cannot be copied, such as a lock, is shared with it."""
-    try:
-        return copy.deepcopy(model)
-    except Exception:
-        torchs = vars(nn.Module())
-        own = [
-            value
-            for module in model.modules()
-            for name, value in vars(module).items()
-            if name not in torchs
-        ]
-        shared = {id(value): value for value in own if not _can_be_copied(value)}
-        return copy.deepcopy(model, shared)
-
-
-def _can_be_copied(value: object) -> bool:
-    try:
-        copy.deepcopy(value)
-    except Exception:
-        return False
-    return True
 
 
 def _check_gradients(model: nn.Module) -> None:

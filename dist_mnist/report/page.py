@@ -1,7 +1,7 @@
 """The report of a run, or of several side by side: one HTML file that needs nothing else.
 
-It is made from what a run directory holds: the journal, the config, the starts and one sheet of
-pictures. The page itself, a template and three scripts of about 35 KB, stands in `report/`.
+It is made from a run directory's journal, config, starts and one sheet of pictures. The page's
+template and scripts, about 35 KB, are in `web/`.
 """
 
 import base64
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import flat
 from dist_mnist.record.files import write_atomically
 from dist_mnist.record.journal import read_journal
 from dist_mnist.record.starts import read_starts
@@ -35,11 +36,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def render(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page of one run, or of several side by side.
-
-    Args:
-        runs: What `read_run` returned.
-    """
+    """Return the page of one run, or of several side by side, each from `read_run`."""
     if len(runs) > 1:
         runs = _compared(runs)
     names = ", ".join(str(run["name"]) for run in runs)
@@ -55,7 +52,7 @@ def render(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _compared(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return runs without their pictures, with names that tell them apart."""
+    """Return runs without their pictures and with unique names."""
     names = [run["name"] for run in runs]
     return [
         {
@@ -68,7 +65,7 @@ def _compared(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """Return what the page shows of a run, as plain values; whatever is missing stays empty.
+    """Return everything that the page shows of a run, as plain values; missing parts stay empty.
 
     Raises:
         InputError: The directory holds no journal.
@@ -86,7 +83,10 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         "epoch": _columns([line for line in lines if line["kind"] == "epoch"]),
         "test": next((line for line in reversed(lines) if line["kind"] == "test"), None),
         "starts": read_starts(run_dir),
-        "config": _flat(_read_yaml(run_dir / "config.yaml") or {}),
+        "config": {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in flat(_read_yaml(run_dir / "config.yaml") or {}).items()
+        },
         "overrides": [str(override) for override in overrides],
         "typed": [str(override).partition("=")[0].lstrip("+~") for override in overrides],
         "pictures": _pictures(run_dir),
@@ -96,27 +96,16 @@ def read_run(run_dir: Path) -> dict[str, Any]:
 def _read_yaml(path: Path) -> Any:
     from omegaconf import OmegaConf
 
-    with suppress(Exception):  # the numbers are worth a page of their own
+    with suppress(Exception):  # the page is useful without it
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     return None
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return a nested config as one level of dotted keys, with values as text."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return flat
-
-
 def _thinned(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return no more than `MOST_POINTS` lines, each for the steps of as many of the given ones.
+    """Return at most `MOST_POINTS` lines, each in place of equally many neighbors.
 
-    What a line says of the training are means over its steps, so means of them are exact; for all
-    else, the last line speaks.
+    A line's train values are means over its steps, so their mean is exact; other values come from
+    the last line.
     """
     size = math.ceil(len(lines) / MOST_POINTS)
     if size <= 1:
@@ -142,7 +131,7 @@ def _pictures(run_dir: Path) -> str | None:
 
 
 def _finite(value: Any) -> Any:
-    """Return a value with null for what JSON has no number for."""
+    """Return a value with null for infinities and NaN, which JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

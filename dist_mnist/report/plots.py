@@ -1,14 +1,13 @@
-"""The pictures of a run, drawn from its journal and from its predictions on the test set."""
+"""The plots of a run: its curves, and its predictions on the test set."""
 
 import io
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from torch.nn import functional as F
@@ -27,78 +26,17 @@ TRAIN_COLOR, VALIDATION_COLOR = "#3b6fb6", "#d1682b"
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """Use matplotlib's defaults, whatever the user's settings, and write dollars as they are."""
-    _import_matplotlib()
-    import matplotlib
+    """Use matplotlib's defaults instead of the user's settings; print dollar signs literally."""
+    # A notebook's programs inherit its backend; where that is not installed, the import would fail.
+    with patch.dict(os.environ, {"MPLBACKEND": "agg"}):
+        import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # A class may have a name that the font lacks letters for: boxes take their place.
+        # The font may lack the letters of a class name: boxes take their place.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False
         yield
-
-
-def _import_matplotlib() -> None:
-    """Import it even if MPLBACKEND names a backend that is not installed here.
-
-    A program that a notebook starts inherits the notebook's backend, and matplotlib would refuse to
-    be imported. It only matters to who opens windows, so the setting is handed over if it can be.
-    """
-    if "matplotlib" in sys.modules:
-        return
-    backend = os.environ.pop("MPLBACKEND", "")
-    try:
-        import matplotlib
-    finally:
-        if backend:
-            os.environ["MPLBACKEND"] = backend
-    if backend:
-        with suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong prediction, and how confident the network was in it (a probability)."""
-
-    index: int
-    label: int
-    prediction: int
-    confidence: float
-
-
-def draw_all(
-    run_dir: Path,
-    confusion: torch.Tensor,
-    mistakes: Sequence[Mistake],
-    images: torch.Tensor,
-    classes: Sequence[str],
-    compared: Sequence[int] | None = None,
-) -> list[Path]:
-    """Draw every picture into `plots/`.
-
-    Args:
-        run_dir: The run's directory, with its journal.
-        confusion: Counts, int64 of shape (compared, compared), a row for each label.
-        mistakes: Wrong predictions, the most confident ones first.
-        images: The images that they index, uint8 of shape (N, C, H, W).
-        classes: The names of the classes.
-        compared: The classes that the counts are of; None for all.
-
-    Returns:
-        The PNG files.
-
-    Raises:
-        InputError: They cannot be written, or the journal cannot be read.
-    """
-    classes = [_short(name, 24) for name in classes]
-    names = classes if compared is None else [classes[label] for label in compared]
-    return [
-        draw_curves(run_dir),
-        draw_confusion(run_dir, confusion, names),
-        draw_mistakes(run_dir, mistakes, images, classes),
-    ]
 
 
 @_own_settings()
@@ -140,18 +78,17 @@ def _draw_metric(axes: "Axes", lines: Sequence[dict[str, Any]], metric: str) -> 
 
 @_own_settings()
 def draw_confusion(run_dir: Path, confusion: torch.Tensor, classes: Sequence[str]) -> Path:
-    """Draw how often each class was taken for each; return the PNG's path.
+    """Draw the confusion matrix; return the PNG's path.
 
     Args:
-        run_dir: The run's directory.
         confusion: Counts, int64 of shape (classes, classes), a row for each label.
-        classes: The names of the classes.
+        classes: The names of these classes; long ones are shortened.
     """
-    count = len(classes)
+    count, classes = len(classes), [shorten(name, 24) for name in classes]
     figure = _figure(max(4.8, 0.28 * count), max(4.4, 0.26 * count))
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    # Correct predictions would drown the rest: color the mistakes only, but write all numbers.
+    # Correct predictions would drown out the rest: color the mistakes only, but print all counts.
     mistakes = confusion.clone().fill_diagonal_(0)
     axes.imshow(mistakes.numpy(), cmap="Oranges")
     if count <= 12:
@@ -167,23 +104,21 @@ def draw_confusion(run_dir: Path, confusion: torch.Tensor, classes: Sequence[str
 
 @_own_settings()
 def draw_calibration(run_dir: Path, bins: Sequence[tuple[float, float, int]], error: float) -> Path:
-    """Draw how often predictions are right, against how confident they are; return the PNG's path.
+    """Draw accuracy against confidence; return the PNG's path.
 
     Args:
-        run_dir: The run's directory.
-        bins: Of confidence: the mean of it, the fraction of predictions that is right, and their
-            number.
+        bins: For each bin of confidence: its mean confidence, accuracy and number of predictions.
         error: The expected calibration error.
     """
     figure = _figure(4.8, 4.4)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     axes.plot((0, 1), (0, 1), "--", color="gray", linewidth=1)
-    sure, right, counts = zip(*(one for one in bins if one[2]), strict=True)
-    axes.plot(sure, right, "-", color=VALIDATION_COLOR, linewidth=1)
-    # A bin of one prediction can still be seen.
+    confidences, accuracies, counts = zip(*(row for row in bins if row[2]), strict=True)
+    axes.plot(confidences, accuracies, "-", color=VALIDATION_COLOR, linewidth=1)
+    # Even a bin with one prediction is visible.
     sizes = [20 + 180 * count / max(counts) for count in counts]
-    axes.scatter(sure, right, s=sizes, color=VALIDATION_COLOR)
+    axes.scatter(confidences, accuracies, s=sizes, color=VALIDATION_COLOR)
     axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="fraction right")
     axes.set_title(f"test set: expected calibration error {error:.4f}")
     axes.grid(alpha=0.3)
@@ -191,37 +126,28 @@ def draw_calibration(run_dir: Path, bins: Sequence[tuple[float, float, int]], er
 
 
 @_own_settings()
-def draw_mistakes(
-    run_dir: Path, mistakes: Sequence[Mistake], images: torch.Tensor, classes: Sequence[str]
-) -> Path:
-    """Draw the worst mistakes with label, prediction and confidence; return the PNG's path.
+def draw_mistakes(run_dir: Path, images: torch.Tensor, captions: Sequence[str]) -> Path:
+    """Draw wrongly predicted images, each below its caption; return the PNG's path.
 
     Args:
-        run_dir: The run's directory.
-        mistakes: Wrong predictions, the most confident ones first.
-        images: The set they are from, uint8 of shape (N, C, H, W).
-        classes: The names of the classes.
+        images: uint8 of shape (N, C, H, W).
+        captions: Two lines for each image.
     """
     height, width = images.shape[2:]
     zoom = max(1, 96 // max(height, width))
     cell_width, cell_height = zoom * width + 16, zoom * height + 40
-    columns, rows = 8, max(1, -(-len(mistakes) // 8))
+    columns, rows = 8, max(1, -(-len(images) // 8))
     figure = _figure(columns * cell_width / DPI, rows * cell_height / DPI)
-    for place, mistake in enumerate(mistakes):
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = place % columns * cell_width + 8
         bottom = (rows - 1 - place // columns) * cell_height + 4
-        image = images[mistake.index].movedim(0, -1).squeeze(-1)
-        large = image.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
+        pixels = image.movedim(0, -1).squeeze(-1)
+        large = pixels.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
         # Directly onto the canvas: two dozen axes would take longer than validating an epoch.
         figure.figimage(large.numpy(), left, bottom, cmap="gray", vmin=0, vmax=255)
-        label, prediction = (_short(classes[c], 8) for c in (mistake.label, mistake.prediction))
-        figure.text(
-            (left + zoom * width / 2) / (columns * cell_width),
-            (bottom + zoom * height + 4) / (rows * cell_height),
-            f"{label} taken for {prediction}\n{100 * mistake.confidence:.0f} % sure",
-            ha="center",
-            fontsize=8,
-        )
+        x = (left + zoom * width / 2) / (columns * cell_width)
+        y = (bottom + zoom * height + 4) / (rows * cell_height)
+        figure.text(x, y, caption, ha="center", fontsize=8)
     return _save(figure, run_dir, "mistakes")
 
 
@@ -229,7 +155,6 @@ def draw_examples(run_dir: Path, images: torch.Tensor) -> Path:
     """Draw a sheet of square pictures without a margin, in rows of 20; return the PNG's path.
 
     Args:
-        run_dir: The run's directory.
         images: uint8 of shape (N, C, H, W).
     """
     from PIL import Image
@@ -250,7 +175,8 @@ def draw_examples(run_dir: Path, images: torch.Tensor) -> Path:
     return _write(run_dir, "examples", content)
 
 
-def _short(name: str, most: int) -> str:
+def shorten(name: str, most: int) -> str:
+    """Return a name with at most `most` characters; an ellipsis stands for the rest."""
     return name if len(name) <= most else f"{name[: most - 1]}\u2026"
 
 
@@ -273,7 +199,7 @@ def _save(figure: "Figure", run_dir: Path, name: str) -> Path:
 def _write(run_dir: Path, name: str, picture: io.BytesIO) -> Path:
     path = run_dir / "plots" / f"{name}.png"
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
     write_atomically(path, picture.getbuffer())

@@ -1,1 +1,1 @@
-"""Who else hears the numbers: wandb, TensorBoard, CSV."""
+"""Trackers of a run besides its journal: wandb, TensorBoard, CSV."""

@@ -1,4 +1,4 @@
-"""Trackers: whom a run tells of its numbers, and how training avoids waiting for them."""
+"""Trackers (wandb, TensorBoard, CSV) and the thread that keeps training from waiting for them."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +15,8 @@ from dist_mnist.record.journal import Line
 
 logger = logging.getLogger(__name__)
 
-# How long a run that is over waits for its tracker. Schedulers often grant a stopped job 30 s,
-# which must also do for a checkpoint.
+# How long a finished run waits for its tracker. Schedulers often grant a stopped job 30 s, which
+# must also be enough for a checkpoint.
 FINISH_TIMEOUT_SECONDS = 10.0
 ABANDON_TIMEOUT_SECONDS = 1.0
 
@@ -36,7 +36,7 @@ NO_MEDIA: Media = {}
 
 
 def charts(line: Line) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a journal line, each with its chart; epochs share none with the rest."""
+    """Yield each number of a journal line with its chart; epochs have charts apart from steps."""
     kind = line["kind"]
     for key, value in line.items():
         if not isinstance(value, (int, float)) or key == "step":
@@ -48,23 +48,23 @@ def charts(line: Line) -> Iterator[tuple[str, float]]:
 
 
 class Tracker:
-    """Receives a run's numbers. This one, for runs that nobody tracks, drops them."""
+    """Receives a run's numbers. This one, for untracked runs, drops them."""
 
     def log(self, line: Line, media: Media = NO_MEDIA) -> None:
-        """Add a row with the numbers of one line of the journal, and pictures and tables."""
+        """Add a row with the numbers of a journal line, and with pictures and tables."""
 
     def keep(self, checkpoint: Path) -> None:
         """Upload a checkpoint, if there is a server."""
 
     def finish(self, exit_code: int) -> None:
-        """End the run; say where to see it, unless it failed."""
+        """End the run; log where to see it, unless it failed."""
 
 
 class Trackers(Tracker):
-    """Several trackers, which are told the same.
+    """Forwards each call to several trackers.
 
     Args:
-        trackers: None of them may keep the run waiting.
+        trackers: None of them may block.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
@@ -79,21 +79,21 @@ class Trackers(Tracker):
             tracker.keep(checkpoint)
 
     def finish(self, exit_code: int) -> None:  # noqa: D102
-        with ExitStack() as stack:  # one that fails does not keep the others from their ends
+        with ExitStack() as stack:  # if one fails, the others still finish
             for tracker in reversed(self._trackers):
                 stack.callback(tracker.finish, exit_code)
 
 
 class BackgroundTracker(Tracker):
-    """Another tracker on a thread of its own, so that training never waits for it.
+    """Another tracker on a background thread, so that training never waits for it.
 
-    The next call raises the user's mistake (`InputError`) that shows up while the tracker starts.
-    Anything else that goes wrong is logged once, and nothing more is told the tracker but the end.
+    An `InputError` while the tracker starts is raised by the next call. Any other error is logged
+    once, and from then on the tracker gets no call but `finish`.
 
     Args:
         start: Returns the tracker.
-        abandon: Lets go, in the end, of a tracker that failed or hangs. It may hang too.
-        name: The tracker's, for messages.
+        abandon: Releases a tracker that failed or hangs, at the end. It may hang too.
+        name: The tracker's name, for messages.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class BackgroundTracker(Tracker):
         self._has_failed = False
         self._exit_code = 0
         self._calls: SimpleQueue[Callable[[Tracker], None] | None] = SimpleQueue()
-        # Not an executor's thread: Python would wait for that one when it exits.
+        # Not an executor's thread: Python would wait for it at exit.
         self._thread = Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
@@ -127,7 +127,7 @@ class BackgroundTracker(Tracker):
             self._mistake = error
         except Exception as error:
             if not self._has_failed:
-                _tell_failure(self._name, error)
+                _log_failure(self._name, error)
             self._has_failed = True
         return None
 
@@ -143,17 +143,17 @@ class BackgroundTracker(Tracker):
         self._call(lambda tracker: tracker.keep(checkpoint))
 
     def finish(self, exit_code: int) -> None:
-        """End the run once it has been handed over, or after `FINISH_TIMEOUT_SECONDS`."""
+        """End the run once all rows are logged, or after `FINISH_TIMEOUT_SECONDS`."""
         self._exit_code = exit_code
         self._calls.put(None)
         self._thread.join(FINISH_TIMEOUT_SECONDS)
         if self._thread.is_alive():
             logger.warning(
-                "%s has not ended within %g s and is left behind; the next start with this "
-                "run_dir adds what is missing.",
+                "%s did not finish within %g s; giving up on it. The next start with this run_dir "
+                "adds the missing rows.",
                 *(self._name, FINISH_TIMEOUT_SECONDS),
             )
-            self._has_failed = True  # and has been told
+            self._has_failed = True  # already logged
             last = Thread(target=self._abandon, name="abandon tracking", daemon=True)
             last.start()
             last.join(ABANDON_TIMEOUT_SECONDS)
@@ -161,21 +161,21 @@ class BackgroundTracker(Tracker):
             raise self._mistake
 
 
-def _tell_failure(name: str, error: Exception) -> None:
-    """Log that a tracker failed; a run that was told to stop expects it: the signal reaches both.
+def _log_failure(name: str, error: Exception) -> None:
+    """Log that a tracker failed; in a run that got a signal, that is no surprise.
 
-    Schedulers and torchrun signal the processes that a rank has started, too, and wandb's service
+    Schedulers and torchrun also signal the processes that a rank has started, and wandb's service
     ends at the second signal.
     """
-    reason = f"{type(error).__name__}: {one_line(error)[:300]}"
+    reason = f"{type(error).__name__}: {one_line(error)}"
     if signals.requested():
         logger.info(
-            "%s was stopped as well; the next start with this run_dir adds what is missing: %s",
+            "%s was stopped as well; the next start with this run_dir adds the missing rows: %s",
             *(name, reason),
         )
     else:
         logger.warning(
             "%s failed, and training goes on without it; the next start with this run_dir adds "
-            "what is missing: %s",
+            "the missing rows: %s",
             *(name, reason),
         )

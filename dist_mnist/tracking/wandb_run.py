@@ -1,12 +1,12 @@
 """The wandb run of a run directory.
 
 Every start of a run directory continues the same wandb run. A row's number, wandb's `_step`, is
-computed from its journal line, so that a row logged again is the same row. What a start has to
-tell is told anew from the journal:
+computed from its journal line, so a row that is logged again is the same row. Each start logs the
+journal from its beginning:
 
-- Online, wandb resumes the run, and the rows that the server has are skipped.
+- Online, wandb resumes the run, and rows that the server already has are skipped.
 - Offline, the new folder replaces the earlier ones and holds the whole run. It does not ask for a
-  resume, so `wandb sync` uploads it in the place of what the server has of the run.
+  resume, so `wandb sync` replaces the server's copy of the run.
 """
 
 import logging
@@ -33,18 +33,14 @@ logger = logging.getLogger(__name__)
 
 SERVER_TIMEOUT_SECONDS = 5.0  # how long a start looks for wandb's server
 # How long the end waits for the upload; less than tracker.FINISH_TIMEOUT_SECONDS, so that wandb
-# itself gives up in time.
+# gives up first.
 UPLOAD_TIMEOUT_SECONDS = 8.0
 
 KINDS = ("step", "epoch", "test")  # of the lines of one step, in the journal's order
 
 
 class WandbRun(Tracker):
-    """A run in wandb, with our global step as the axis of every chart.
-
-    Args:
-        run: What `wandb.init` returned.
-    """
+    """A run in wandb, with our global step as the axis of every chart."""
 
     def __init__(self, run: "wandb.Run") -> None:
         self._run = run
@@ -102,15 +98,14 @@ def start_tracking(
     Without a server the run is written offline.
 
     Args:
-        config: What the user chose.
-        run_dir: The run directory; nobody else may be writing to it.
-        run_config: What wandb shows as the run's config.
+        run_dir: The run directory, which this process has locked.
+        run_config: The config that wandb shows.
         lines: The journal so far.
 
     Raises:
         InputError: WANDB_MODE or WANDB_RUN_ID cannot be used; or, with tracking=online, there is
-            no key or wandb refuses a name. What wandb refuses later is raised by the tracker's
-            next call.
+            no key or wandb refuses a name. If wandb refuses one later, the tracker's next call
+            raises it.
     """
     mode = wandb_variables.requested_mode(config.mode)
     if mode is TrackingMode.disabled:
@@ -137,7 +132,7 @@ def start_tracking(
 
 
 def _check(config: TrackingConfig, run_dir: Path, run_id: str, resume: ResumePolicy) -> None:
-    """Raise an `InputError` for the mistakes that show without a server."""
+    """Raise an `InputError` for the mistakes that need no server to be found."""
     import wandb
 
     try:
@@ -149,7 +144,7 @@ def _check(config: TrackingConfig, run_dir: Path, run_id: str, resume: ResumePol
 
 
 def _has_key() -> bool:
-    """Return whether this machine has a key for wandb; ask and contact nobody."""
+    """Return whether this machine has a key for wandb; no prompt, no network."""
     import wandb
 
     return wandb.login(prompt=False, verify=False)
@@ -190,7 +185,7 @@ def _begin(
     resume: ResumePolicy,
     run_config: dict[str, Any],
 ) -> "wandb.Run":
-    """Return a run that wandb has begun: online if wanted and possible, else offline."""
+    """Start a wandb run: online if wanted and possible, else offline."""
     import wandb
 
     def begin(mode: Literal["online", "offline"]) -> wandb.Run:
@@ -210,9 +205,9 @@ def _begin(
             raise _mistake(config, error) from error
         logger.warning(
             "wandb is written offline, since there is no server (%s); this uploads it later: %s",
-            *(one_line(error)[:300], _sync_command(folder)),
+            *(one_line(error), _sync_command(folder)),
         )
-        _let_go()  # wandb would keep the id for the run that has not begun
+        _let_go()  # otherwise wandb reserves the id for the run that failed to start
         _delete(_folders(folder, "run", run_id) - earlier)
     _delete(_folders(folder, "offline-run", run_id))
     try:
@@ -225,7 +220,7 @@ def _mistake(config: TrackingConfig, error: Exception) -> InputError:
     return InputError(
         f"wandb cannot start with tracking.mode={config.mode.value} project={config.project} "
         f"entity={config.entity} name={config.name} tags={config.tags}: "
-        f"{one_line(error)[:300]}; `wandb login` gives a key, tracking=offline needs none."
+        f"{one_line(error)}; `wandb login` gives a key, tracking=offline needs none."
     )
 
 
@@ -234,7 +229,7 @@ def _sync_command(folder: Path) -> str:
 
 
 def _folders(parent: Path, kind: str, run_id: str) -> set[Path]:
-    """Return wandb's folders of one run; with WANDB_DIR, those of other runs are beside them."""
+    """Return wandb's folders of one run; with WANDB_DIR, other runs' folders are beside them."""
     return {
         path
         for path in parent.glob(f"{kind}-*-{run_id}*")
@@ -249,8 +244,8 @@ def _delete(folders: Iterable[Path]) -> None:
 
 
 def _let_go() -> None:
-    """End wandb's service, or what is left of it, and let Python exit without waiting for it."""
+    """End wandb's service, and let Python exit without waiting for it."""
     import wandb
 
-    with suppress(Exception, SystemExit):  # it complains about a service that is gone
+    with suppress(Exception, SystemExit):  # raised if the service is gone
         wandb.teardown()

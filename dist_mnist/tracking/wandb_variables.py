@@ -1,7 +1,7 @@
-"""wandb's own variables (WANDB_PROJECT and so on), and the id of a run directory's run.
+"""wandb's environment variables (WANDB_PROJECT and so on), and the id of a run directory's run.
 
-A variable beats a default, never what the config says. What a run directory has written down beats
-both: its run stays the same.
+A variable beats a default, never a value in the config. The id in a run directory beats both: the
+directory stays one run.
 """
 
 import os
@@ -21,44 +21,38 @@ MODES = {"": "auto", "run": "online", "dryrun": "offline"}  # WANDB_MODE's other
 
 ResumePolicy = Literal["allow", "must", "never"]
 
-_used_ids: dict[str, Path] = {}  # of WANDB_RUN_ID in this process, and the directories they went to
+_used_ids: dict[str, Path] = {}  # values of WANDB_RUN_ID in this process, and their directories
 
 
 def _variable(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
-def _tags() -> list[str]:
-    return [tag.strip() for tag in _variable("WANDB_TAGS").split(",") if tag.strip()]
+def complete(config: TrackingConfig) -> TrackingConfig:
+    """Return the config with wandb's variables for its null values.
 
-
-def _tidy() -> None:
-    """Remove empty variables and empty tags: wandb itself would refuse to start."""
-    if "WANDB_TAGS" in os.environ:
-        os.environ["WANDB_TAGS"] = ",".join(_tags())
+    Empty variables and empty tags are removed from the environment: wandb would refuse to start.
+    """
+    tags = [tag.strip() for tag in _variable("WANDB_TAGS").split(",") if tag.strip()]
+    os.environ["WANDB_TAGS"] = ",".join(tags)
     for name in [name for name in os.environ if name.startswith("WANDB_") and not _variable(name)]:
         del os.environ[name]
-
-
-def complete(config: TrackingConfig) -> TrackingConfig:
-    """Return the config with wandb's variables in place of what it leaves open."""
-    _tidy()
     return replace(
         config,
         project=config.project or _variable("WANDB_PROJECT") or PROJECT,
         entity=config.entity or _variable("WANDB_ENTITY") or None,
         name=config.name or _variable("WANDB_NAME") or None,
-        tags=_tags() if config.tags is None else config.tags,
+        tags=tags if config.tags is None else config.tags,
     )
 
 
 def folder(run_dir: Path) -> Path:
-    """Return the folder in which wandb makes its own, `wandb`."""
+    """Return the parent of wandb's folder `wandb`."""
     return Path(_variable("WANDB_DIR") or run_dir)
 
 
 def requested_mode(mode: TrackingMode) -> TrackingMode:
-    """Return the mode that the config asks for; WANDB_MODE decides if the config leaves it open.
+    """Return the config's mode; WANDB_MODE decides if that is auto.
 
     Raises:
         InputError: WANDB_MODE is unknown to wandb.
@@ -69,14 +63,11 @@ def requested_mode(mode: TrackingMode) -> TrackingMode:
     try:
         return TrackingMode(MODES.get(chosen, chosen))
     except ValueError:
-        raise InputError(f"WANDB_MODE={chosen} is none of online, offline and disabled.") from None
+        raise InputError(f"WANDB_MODE={chosen} must be online, offline or disabled.") from None
 
 
 def resume_policy(run_dir: Path) -> ResumePolicy:
-    """Return what wandb must find on its server; WANDB_RESUME decides at a directory's first start.
-
-    Later starts of the directory continue its run, whatever the variable says.
-    """
+    """Return wandb's resume mode: WANDB_RESUME at a directory's first start, later always allow."""
     chosen = _variable("WANDB_RESUME")
     if (run_dir / "wandb_run_id").exists():
         return "allow"
@@ -84,47 +75,35 @@ def resume_policy(run_dir: Path) -> ResumePolicy:
 
 
 def run_id(run_dir: Path) -> str:
-    """Return the directory's wandb id, written down before wandb hears of it.
+    """Return the directory's wandb id, and write it down before wandb sees it.
 
-    WANDB_RUN_ID is the id of a directory that has none, once in a process: two directories are two
-    runs. In a sweep, wandb takes it in any case.
+    It is the trial's in a sweep, else the one in the directory, else WANDB_RUN_ID for the first
+    directory in a process, else a random one.
 
     Raises:
-        InputError: WANDB_RUN_ID is no id of wandb's, or a trial's that holds another run.
+        InputError: WANDB_RUN_ID is not a valid id, or this trial has trained another directory.
     """
     chosen = _variable("WANDB_RUN_ID")
     if chosen and not _is_id(chosen):
         raise InputError(
-            f"WANDB_RUN_ID={chosen} is no id: use up to 64 letters, digits, - and _, or unset it."
+            f"WANDB_RUN_ID={chosen} is not a valid run id: use up to 64 letters, digits, - and _, "
+            f"or unset it."
         )
-    if chosen and _variable("WANDB_SWEEP_ID"):
-        if not _take(chosen, run_dir):
-            raise InputError(
-                f"WANDB_RUN_ID={chosen}, a trial of `wandb agent`, has room for one training: "
-                f"leave out --multirun."
-            )
-        write_run_id(run_dir, chosen)
-        return chosen
-    path = run_dir / "wandb_run_id"
+    is_trial = bool(chosen and _variable("WANDB_SWEEP_ID"))
     with suppress(FileNotFoundError):
-        earlier = path.read_text(encoding="utf-8", errors="replace").strip()
-        if _is_id(earlier):
-            return earlier
-    # A damaged one is still in the names of wandb's own files.
-    known = {file.stem.removeprefix("run-") for file in run_dir.glob("wandb/*run-*/run-*.wandb")}
-    if len(known) == 1:
-        found = known.pop()
-    elif chosen and _take(chosen, run_dir):
-        found = chosen
-    else:
-        found = secrets.token_hex(4)
-    write_run_id(run_dir, found)
-    return found
-
-
-def _take(run_id: str, run_dir: Path) -> bool:
-    """Return whether an id is this directory's: it goes to the first one in a process."""
-    return _used_ids.setdefault(run_id, run_dir.resolve()) == run_dir.resolve()
+        text = (run_dir / "wandb_run_id").read_text(encoding="utf-8", errors="replace").strip()
+        if _is_id(text) and not is_trial:
+            return text
+    directory = run_dir.resolve()
+    is_free = bool(chosen) and _used_ids.setdefault(chosen, directory) == directory
+    if is_trial and not is_free:
+        raise InputError(
+            f"WANDB_RUN_ID={chosen}, a trial of `wandb agent`, has room for one training: leave "
+            f"out --multirun."
+        )
+    new_id = chosen if is_free else secrets.token_hex(4)
+    write_run_id(run_dir, new_id)
+    return new_id
 
 
 def write_run_id(run_dir: Path, run_id: str) -> None:

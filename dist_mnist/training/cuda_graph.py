@@ -1,9 +1,9 @@
-"""A training step as a CUDA graph: one launch, where a small network's step takes some fifty.
+"""A training step as a CUDA graph: one launch instead of the fifty kernels of a small network.
 
-Launched one by one from Python, they take longer than the GPU needs to compute them. A graph
-repeats what was launched once, at the same addresses: weights, optimizer state and learning rates
-stay where they are, and each step's images and labels are copied to where the graph reads them.
-Random numbers follow the seed that the generator has when the graph is launched, as without one.
+Launching kernels one by one from Python takes longer than the GPU needs to compute them. A graph
+repeats recorded launches at the same addresses: weights, optimizer state and learning rates keep
+their place, and each step's images and labels are copied to where the graph reads them. Random
+numbers follow the seed that the generator has when the graph is launched, as in a step without one.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.errors import refusing
 
 # Libraries choose their kernels and the optimizer makes its state; with DDP, torch asks for 11.
 WARM_UP_STEPS = 11
@@ -74,14 +74,10 @@ def capture_on_gpu(
         group["capturable"] = True
     graph = torch.cuda.CUDAGraph()
     # DDP's hooks and the warm-up ran on this stream too: `session` has chosen it.
-    try:
+    sentence = "trainer.cuda_graph=true cannot be used with this network and loss"
+    with refusing(sentence, "; set it to false"):
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             results = compute()
-    except RuntimeError as error:
-        raise InputError(
-            f"trainer.cuda_graph=true cannot be used with this network and loss: "
-            f"{one_line(error)[:300]}; set it to auto."
-        ) from error
     for group in groups:
         group["capturable"] = False
     return graph.replay, results

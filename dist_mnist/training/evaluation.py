@@ -1,32 +1,30 @@
 """The exact score of a network on a set of images, however many processes share the work."""
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dist_mnist.config.schema import config_from_plain
 from dist_mnist.data.balance import is_uneven
 from dist_mnist.data.mapped import Samples
-from dist_mnist.data.splits import load_part
 from dist_mnist.distributed import watchdog
 from dist_mnist.distributed.watchdog import Phase
-from dist_mnist.distributed.world import (
-    World,
-    all_reduce_sum,
-    broadcast_buffers,
-    broadcast_object,
-)
-from dist_mnist.models.build import build_loss
-from dist_mnist.models.classifier import Classifier, classifier_from_checkpoint
-from dist_mnist.models.precision import set_gpu_arithmetic
-from dist_mnist.record import checkpoint
-from dist_mnist.report.plots import Mistake
+from dist_mnist.distributed.world import World, all_reduce_sum, broadcast_buffers
+from dist_mnist.models.classifier import Classifier
 from dist_mnist.training.progress import rounded
 from dist_mnist.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong prediction, and its confidence (a probability)."""
+
+    index: int
+    label: int
+    prediction: int
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -112,52 +110,52 @@ class Evaluation:
             for index in worst[:most].tolist()
         ]
 
-    def examples(self, num_classes: int, first: int, per_cell: int, most: int) -> list[list[Any]]:
-        """Return samples of all cells of the confusion matrix: sure mistakes, unsure hits.
+    def examples(self, first: int, per_cell: int, most: int) -> list[list[Any]]:
+        """Return samples of all cells of the confusion matrix.
+
+        Wrong predictions come with the most confident first, right ones with the least confident
+        first. Each cell gets one sample before any cell gets a second one.
 
         Args:
-            num_classes: The classes.
-            first: How many of the worst mistakes come first, whatever their cells.
-            per_cell: The most samples of a cell; each gets its first one before any its second.
-            most: The most samples of all.
+            first: The number of the worst mistakes to begin with, whatever their cells.
+            per_cell: The most samples of a cell.
+            most: The most samples in all.
 
         Returns:
-            [index, label, prediction, confidence] of each, mistakes before hits in each round.
+            [index, label, prediction, confidence] of each.
         """
         wrong = self.predictions != self.labels
         order = torch.where(wrong, -self.confidences, self.confidences + 1).argsort(stable=True)
-        cells = (self.labels * num_classes + self.predictions)[order]
-        by_cell = cells.argsort(stable=True)
-        sizes = torch.bincount(cells, minlength=num_classes**2)
-        ranks = torch.empty_like(cells)
-        ranks[by_cell] = torch.arange(self.count) - (sizes.cumsum(0) - sizes)[cells[by_cell]]
-        ranks[: min(first, int(wrong.sum()))] = -1
-        rounds = ranks.argsort(stable=True)
-        chosen = order[rounds[ranks[rounds] < per_cell][:most]]
-        columns = (chosen, self.labels[chosen], self.predictions[chosen], self.confidences[chosen])
+        columns = (order, *(part[order] for part in (self.labels, self.predictions)))
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [[*row, round(confidence, 4)] for *row, confidence in rows]
+        counts: Counter[tuple[int, int]] = Counter()
+        rounds: list[list[list[Any]]] = [[] for _ in range(per_cell + 1)]
+        for place, (index, label, prediction) in enumerate(rows):
+            counts[label, prediction] += 1
+            number = 0 if place < first and label != prediction else counts[label, prediction]
+            if number <= per_cell:
+                confidence = round(float(self.confidences[index]), 4)
+                rounds[number].append([index, label, prediction, confidence])
+        return [row for rows_of_round in rounds for row in rows_of_round][:most]
 
 
-def numbers(part: str, evaluation: Evaluation | None) -> dict[str, Any]:
-    """Return a score as the journal has it: loss, accuracy, correct and count of one part.
+def journal_values(part: str, evaluation: Evaluation | None) -> dict[str, Any]:
+    """Return the journal's values of a score: loss, accuracy, correct and count of one part.
 
-    If the classes are uneven, the mean of their accuracies is added.
+    If the class sizes are uneven, balanced accuracy is added.
 
     Args:
         part: validation or test.
-        evaluation: The score; None if there are no samples.
+        evaluation: None if there are no samples.
     """
-    balanced = {}
-    if evaluation and evaluation.is_uneven:
-        balanced = {f"{part}/balanced_accuracy": rounded(evaluation.balanced_accuracy)}
-    return {
-        f"{part}/loss": rounded(evaluation.loss) if evaluation else None,
-        f"{part}/accuracy": rounded(evaluation.accuracy) if evaluation else None,
-        **balanced,
-        f"{part}/correct": evaluation.correct if evaluation else 0,
-        f"{part}/count": evaluation.count if evaluation else 0,
-    }
+    if evaluation is None:
+        empty = {"loss": None, "accuracy": None, "correct": 0, "count": 0}
+        return {f"{part}/{key}": value for key, value in empty.items()}
+    values = {"loss": rounded(evaluation.loss), "accuracy": rounded(evaluation.accuracy)}
+    if evaluation.is_uneven:
+        values["balanced_accuracy"] = rounded(evaluation.balanced_accuracy)
+    values |= {"correct": evaluation.correct, "count": evaluation.count}
+    return {f"{part}/{key}": value for key, value in values.items()}
 
 
 @torch.inference_mode()
@@ -167,14 +165,13 @@ def evaluate(
     """Predict every sample once, in eval mode; the network is left in the mode it was in.
 
     Every rank takes every `world.size`-th block of samples, the same blocks at any world size, and
-    writes its answers into its own places of one table. A sum over the ranks then gives all of
-    them the whole table. Every rank must call it.
+    writes its answers into its own columns of one table. The sum over the ranks is the whole table.
+    Every rank must call it.
 
     Args:
         classifier: With its network on `world.device`.
         loss: Returns one value per sample.
         dataset: The samples, on `world.device`.
-        world: This process.
         batch_size: The samples of a block, which is one forward pass of one process.
     """
     modes = [(module, module.training) for module in classifier.model.modules()]
@@ -190,7 +187,7 @@ def evaluate(
         confidences, predictions = outputs.softmax(dim=1).max(dim=1)
         seen = torch.ones_like(confidences)
         table[:, block] = torch.stack((loss(outputs, labels), predictions, confidences, seen))
-    for module, mode in modes:  # batch norm may be in another one than the network
+    for module, mode in modes:  # a frozen batch norm stays in eval mode
         module.training = mode
     losses, predictions, confidences, seen = all_reduce_sum(world, table).cpu()
     if not bool((seen == 1).all()):
@@ -201,52 +198,10 @@ def evaluate(
 def validate(state: TrainingState) -> Evaluation | None:
     """Score the network on the validation part; None if there is none."""
     watchdog.enter(Phase.EVALUATION, state.progress.step)
-    return score(state, state.splits.validation) if len(state.splits.validation) else None
+    return score_of(state, state.splits.validation) if len(state.splits.validation) else None
 
 
-def score(state: TrainingState, dataset: Samples) -> Evaluation:
+def score_of(state: TrainingState, samples: Samples) -> Evaluation:
     """Score the network on one of the state's sets; every rank must call it."""
     batch_size = state.config.trainer.evaluation_batch_size
-    return evaluate(state.classifier, state.loss, dataset, state.world, batch_size)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A checkpoint, ready to be scored on the test set of its data.
-
-    Attributes:
-        classifier: With its network on the device of this process.
-        loss: The one it was trained with; returns one value per sample.
-        test: The test set, on the same device.
-        batch_size: The samples of one forward pass.
-    """
-
-    classifier: Classifier
-    loss: nn.Module
-    test: Samples
-    batch_size: int
-
-    def evaluate(self, world: World) -> Evaluation:
-        """Score the network; every rank must call it."""
-        return evaluate(self.classifier, self.loss, self.test, world, self.batch_size)
-
-
-def load_candidate(path: Path, changes: Mapping[str, Any], world: World) -> Candidate:
-    """Load a checkpoint and the test set of its data; every rank must call it.
-
-    Args:
-        path: The checkpoint file.
-        changes: Changes to the config it was trained with, nested like the config.
-        world: This process.
-
-    Raises:
-        InputError: The checkpoint or the data cannot be used.
-    """
-    content = broadcast_object(world, checkpoint.load(path) if world.is_main else None)
-    assert content is not None
-    config = config_from_plain(content["config"], changes)
-    set_gpu_arithmetic(config.trainer.precision)
-    classifier = classifier_from_checkpoint(content, config, world.device)
-    test, _ = load_part(config.data, train=False, trusted_modules=config.trusted_modules)
-    loss = build_loss(config).to(world.device)
-    return Candidate(classifier, loss, test.to(world.device), config.trainer.evaluation_batch_size)
+    return evaluate(state.classifier, state.loss, samples, state.world, batch_size)

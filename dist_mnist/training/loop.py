@@ -11,11 +11,12 @@ from dist_mnist.distributed import signals, watchdog
 from dist_mnist.distributed.stopping import StopAgreement, agreed_stop
 from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.record.console import HEADER, epoch_row
-from dist_mnist.training.evaluation import numbers, validate
+from dist_mnist.training.evaluation import journal_values, validate
 from dist_mnist.training.progress import RunningMetrics, Totals, epoch_line, step_line
 from dist_mnist.training.recorder import Recorder
+from dist_mnist.training.resume import checkpoint_content
 from dist_mnist.training.selection import criterion, is_best
-from dist_mnist.training.state import TrainingState, checkpoint_content
+from dist_mnist.training.state import TrainingState
 from dist_mnist.training.step import non_finite_error, set_train_mode
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ def train_epoch(state: TrainingState, recorder: Recorder, stop: StopAgreement) -
         at_end = progress.step == state.last_step or progress.step % len(state.order) == 0
         logs = progress.step % trainer.log_every_steps == 0
         stops = not at_end and stop.after_step()
-        saves = stops or (not at_end and _is_due(progress.step, trainer.checkpoint_every_steps))
+        every = trainer.checkpoint_every_steps
+        saves = stops or (not at_end and every is not None and progress.step % every == 0)
         if logs or saves or at_end:
             progress.epoch_totals = state.metrics.reduced()
             progress.epoch_seconds = perf_counter() - started
@@ -91,7 +93,9 @@ def finish_epoch(state: TrainingState, recorder: Recorder) -> dict[str, Any]:
     accuracy = criterion(validation, state.config.data.balance)
     is_finished = progress.step % len(state.order) == 0
     epoch = math.ceil(progress.step / len(state.order))
-    line = epoch_line(progress, epoch, state.learning_rate, numbers("validation", validation))
+    line = epoch_line(
+        progress, epoch, state.learning_rate, journal_values("validation", validation)
+    )
     best = is_best(progress, accuracy, is_finished)
     if is_finished:
         progress.epoch_totals = progress.logged_totals = Totals()
@@ -101,10 +105,6 @@ def finish_epoch(state: TrainingState, recorder: Recorder) -> dict[str, Any]:
     recorder.save(checkpoint_content(state), progress.step, best)
     watchdog.enter(Phase.END_OF_EPOCH, progress.step)
     return line
-
-
-def _is_due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
 
 
 def _check_skipped_steps(state: TrainingState) -> None:

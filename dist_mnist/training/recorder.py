@@ -16,65 +16,55 @@ from dist_mnist.record.directory import write_config
 from dist_mnist.record.journal import Journal, Line
 from dist_mnist.record.starts import note_end, note_start
 from dist_mnist.report.page import write_report
-from dist_mnist.tracking.tensorboard import start_loggers
+from dist_mnist.tracking.loggers import start_loggers
 from dist_mnist.tracking.tracker import Media, Tracker
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Launch:
-    """The instructions for one start of a run.
+class Start:
+    """One start of a run: how it was launched, and where it continues.
 
     Attributes:
-        overrides: What was given on the command line.
-        description: What is trained, on what, in a few lines.
-        processes: How many take part.
+        overrides: The overrides on the command line.
+        description: The network, the device and the data, in a few lines.
+        processes: The number of ranks.
+        step: The optimizer steps that are done.
+        finished_epochs: The number of finished epochs.
+        lines: The number of journal lines at that step.
     """
 
     overrides: Sequence[str]
     description: str
     processes: int
-
-
-@dataclass(frozen=True)
-class Position:
-    """The place at which a run continues.
-
-    Attributes:
-        step: The optimizer steps done.
-        finished_epochs: How many epochs it has finished.
-        lines: How many journal lines it had written by then.
-    """
-
     step: int
     finished_epochs: int
     lines: int
 
 
 class Recorder:
-    """Receives a run's numbers and weights. This one, for ranks other than 0, drops them."""
+    """Receives a run's journal lines and checkpoints. This one, for all ranks but 0, drops them."""
 
     def record(self, line: Line, media: Media | None = None) -> None:
-        """Add a line to the journal; trackers get pictures and tables beside it."""
+        """Add a line to the journal; trackers also get its pictures and tables."""
 
     def save(self, content: dict[str, Any], step: int, is_best: bool) -> None:
         """Write a checkpoint, after the journal lines that it includes."""
 
     def finish(self, best: Path) -> None:
-        """End the run as successful: write the report, hand trackers the best checkpoint."""
+        """End the run as successful: write the report, give trackers the best checkpoint."""
 
 
 class RunRecorder(Recorder):
     """Writes to the run directory and to a tracker; rank 0 has one.
 
     Args:
-        run_dir: The run's directory.
         step: The step of the checkpoint from which it continues.
         keep_checkpoints: How many `step-<n>.safetensors` to keep.
 
     Attributes:
-        tracker: Hears of every journal line.
+        tracker: Receives every journal line.
     """
 
     def __init__(self, run_dir: Path, journal: Journal, step: int, keep_checkpoints: int) -> None:
@@ -106,7 +96,7 @@ class RunRecorder(Recorder):
         self.tracker.finish(exit_code=signals.STOPPED if is_stopped else 1)
 
     def _report(self, end: str) -> Path | None:
-        """Note the end and write the report, if that works: the run is as good without it."""
+        """Note the end and write the report; a run without its report is still complete."""
         note_end(self._run_dir, self._saved_step, end)
         try:
             return write_report(self._run_dir)
@@ -116,38 +106,33 @@ class RunRecorder(Recorder):
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error)[:300]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 @contextmanager
-def open_recorder(
-    run_dir: Path, config: Config, launch: Launch, position: Position
-) -> Iterator[Recorder]:
-    """Open everything that rank 0 writes to, with the journal cut back to where the run continues.
+def open_recorder(run_dir: Path, config: Config, start: Start) -> Iterator[Recorder]:
+    """Open the files and trackers of rank 0, with the journal cut back to where the run continues.
 
-    If something goes wrong inside, trackers hear that the run has failed or was stopped.
+    If an exception ends the block, the run's end is recorded as failed or stopped.
 
     Args:
         run_dir: The run's directory, locked.
-        config: The run's config.
-        launch: What this start is told to do.
-        position: Where the run continues.
 
     Raises:
         InputError: The directory cannot be written.
     """
-    write_config(run_dir, config, launch.overrides)
-    note_start(run_dir, position.step, launch.description, launch.processes)
+    write_config(run_dir, config, start.overrides)
+    note_start(run_dir, start.step, start.description, start.processes)
     with log_to_file(run_dir), closing(Journal(run_dir)) as journal:
-        lines = journal.cut_back(position.step, position.finished_epochs)
-        if len(lines) < position.lines:
+        lines = journal.cut_back(start.step, start.finished_epochs)
+        if len(lines) < start.lines:
             logger.warning(
                 "%s has lost %d of the lines that it had at step %d: pictures and trackers will "
                 "lack them.",
-                *(journal.path, position.lines - len(lines), position.step),
+                *(journal.path, start.lines - len(lines), start.step),
             )
         keep = config.trainer.keep_checkpoints
-        recorder = RunRecorder(run_dir, journal, position.step, keep)
+        recorder = RunRecorder(run_dir, journal, start.step, keep)
         try:
             recorder.tracker = start_loggers(config.tracking, run_dir, plain_config(config), lines)
             yield recorder

@@ -1,20 +1,24 @@
-"""One whole run: its directory, its data, the training, the test at the end, the pictures."""
+"""One whole run: its data, its directory, the training, and the test at the end.
+
+The order matters: nothing is written before the ranks agree and the directory is locked, and every
+rank learns of a mistake before any rank waits for another.
+"""
 
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from dist_mnist.config import __version__
-from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.overrides import to_copy
 from dist_mnist.config.schema import Config, plain_config, with_num_classes
+from dist_mnist.data.balance import draw_bars
 from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed import signals, watchdog
 from dist_mnist.distributed.agreement import require_same
@@ -23,24 +27,18 @@ from dist_mnist.distributed.session import session
 from dist_mnist.distributed.stopping import ending_together
 from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.distributed.world import World, broadcast_object
-from dist_mnist.models.build import load_weights
 from dist_mnist.models.transfer import describe_transfer, read_weights, take_weights
-from dist_mnist.record import checkpoint
 from dist_mnist.record.console import log_result, log_to_console
 from dist_mnist.record.directory import choose_run_directory, lock_run_directory
-from dist_mnist.report import plots as pictures
-from dist_mnist.tracking.tracker import Media, Table
-from dist_mnist.training.build import build_training_state, describe
-from dist_mnist.training.evaluation import Evaluation, numbers, score
+from dist_mnist.training.build import build_training_state
+from dist_mnist.training.evaluation import Evaluation, journal_values
+from dist_mnist.training.final_test import final_test
 from dist_mnist.training.loop import fit
-from dist_mnist.training.recorder import Launch, Position, Recorder, open_recorder
-from dist_mnist.training.scores import MOST_MISTAKES, calibration
-from dist_mnist.training.state import TrainingState, resume
+from dist_mnist.training.recorder import Recorder, Start, open_recorder
+from dist_mnist.training.resume import resume
+from dist_mnist.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
-
-EXAMPLES_OF_A_CELL, MOST_EXAMPLES = 8, 400  # of the confusion matrix, in the report
-MOST_CLASSES = 100  # of which each is compared with each
 
 
 class Result(NamedTuple):
@@ -51,12 +49,12 @@ class Result(NamedTuple):
 
 
 def train(config: Config) -> Result:
-    """Train as a config says, in this process: for notebooks and scripts.
+    """Train in this process: for notebooks and scripts.
 
-    The same run as `python -m dist_mnist`, which can be continued with the same `run_dir`.
+    It is the same run as `python -m dist_mnist`, which can be continued with the same `run_dir`.
 
     Args:
-        config: As `compose_config` returns it.
+        config: From `compose_config`.
 
     Raises:
         InputError: Something in the config cannot be used; nothing was overwritten.
@@ -67,14 +65,12 @@ def train(config: Config) -> Result:
 
 
 def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
-    """Train as the config says, or continue its run directory, and test the result.
+    """Train, or continue the run in `run_dir`, and test the result.
 
     Every rank must call it; rank 0 writes.
 
     Args:
-        config: The config of the run.
-        world: This process.
-        overrides: What was given on the command line, to be written down.
+        overrides: The overrides on the command line, for `overrides.yaml`.
 
     Returns:
         The run directory and the score, the same on every rank.
@@ -88,38 +84,37 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
     splits = load_splits(config.data, config.seed, config.trusted_modules, world).to(world.device)
     config = with_num_classes(config, len(splits.classes))
     watchdog.enter(Phase.START_UP, 0)  # from here on, ranks wait for each other
-    if world.size > 1:  # the facts take 10 ms to collect
+    if world.size > 1:  # collecting the facts takes 10 ms
         require_same(world, _shared_facts(config, world, splits))
     state = build_training_state(config, world, splits)
-    del splits  # what the state has of it is padded
+    del splits  # the state has a padded copy
     run_dir = choose_run_directory(config, world)
     timeout = config.trainer.timeout_seconds
     with lock_run_directory(run_dir, config.resume, timeout) if world.is_main else nullcontext():
         resume(state, run_dir)
-        taken = _take_weights(state)
-        launch = Launch(overrides, describe(state), world.size)
-        with ending_together(world), _recorder(state, run_dir, launch) as recorder:
-            logger.info("%s\n%srun directory: %s\n", launch.description, taken, run_dir)
+        transferred = _take_weights(state)
+        description = describe(state)
+        start = _start(state, overrides, description)
+        with ending_together(world), _recorder(run_dir, config, world, start) as recorder:
+            logger.info("%s\n%srun directory: %s\n", description, transferred, run_dir)
             _fit(state, run_dir, recorder)
             state.end_training()
-            test = _test(state, run_dir, recorder)
+            test = final_test(state, run_dir, recorder)
             recorder.finish(run_dir / "checkpoints" / "best.safetensors")
-            log_result(numbers("test", test), perf_counter() - started, run_dir)
+            log_result(journal_values("test", test), perf_counter() - started, run_dir)
     return Result(run_dir, test)
 
 
 def _shared_facts(config: Config, world: World, splits: DataSplits) -> dict[str, Any]:
-    """Return what must be alike on all ranks: everything but paths and tracking."""
+    """Return the facts that must be alike on all ranks: everything but paths and tracking."""
     plain = plain_config(config)
-    own = {
+    return {
+        **plain,
         "run_dir": None,
         "tracking": None,
         "data": {**plain["data"], "root": None},
-        # What rank 0 reads there, all ranks get.
+        # Rank 0 reads the file and sends it to all ranks.
         "transfer": {**plain["transfer"], "checkpoint": config.transfer.checkpoint is not None},
-    }
-    return {
-        **{**plain, **own},
         "the device": world.device.type,
         **splits.fingerprint,
         "the version of dist_mnist": __version__,
@@ -128,12 +123,12 @@ def _shared_facts(config: Config, world: World, splits: DataSplits) -> dict[str,
 
 
 def _take_weights(state: TrainingState) -> str:
-    """Give a new run the weights that `transfer.checkpoint` names, as rank 0 reads them.
+    """Give a new run the weights in `transfer.checkpoint`, which rank 0 reads.
 
-    A run that continues has its own weights already, and needs that file no more.
+    A run that continues has its own weights already and does not need that file any more.
 
     Returns:
-        What was taken from it and what was not, in a few lines; nothing without such a file.
+        A few lines that say which tensors were taken; empty without such a file.
 
     Raises:
         InputError: It cannot be read, or nothing in it fits.
@@ -143,21 +138,49 @@ def _take_weights(state: TrainingState) -> str:
         return ""
     read = read_weights(Path(transfer.checkpoint)) if world.is_main else {}
     weights = broadcast_object(world, read)
-    found = take_weights(state.model, weights)
-    listed = describe_transfer(found, state.model, weights, transfer.freeze)
+    transferred = take_weights(state.model, weights)
+    listed = describe_transfer(transferred, state.model, weights, transfer.freeze)
     return f"weights of {transfer.checkpoint}\n{listed}\n"
 
 
-def _recorder(state: TrainingState, run_dir: Path, launch: Launch) -> Any:
-    """Return a context manager: what rank 0 writes to, or nothing on the other ranks."""
-    if not state.world.is_main:
-        return nullcontext(Recorder())
-    progress, finished_epochs = state.progress, state.epoch
-    lines = progress.step_lines + finished_epochs
+def describe(state: TrainingState) -> str:
+    """Return the network, the device, the data and its class balance, in a few lines."""
+    world, splits, data = state.world, state.splits, state.config.data
+
+    def count(parameters: Sequence[nn.Parameter]) -> int:
+        return sum(parameter.numel() for parameter in parameters)
+
+    parameters = [*state.model.parameters()]
+    frozen = [*state.thawing, *(p for p in parameters if not p.requires_grad)]
+    until = f" until epoch {state.config.transfer.thaw_epoch}" if state.thawing else ""
+    frozen_part = f" ({count(frozen):,} frozen{until})" if frozen else ""
+    counts = splits.class_counts
+    rarest, commonest = counts.index(min(counts)), counts.index(max(counts))
+    return (
+        f"{type(state.model).__name__} with {count(parameters):,} parameters{frozen_part}, "
+        f"{str(state.dtype).removeprefix('torch.')} on {world.device.type}: {world.size} x "
+        f"{torch.get_num_threads()} CPU threads\n"
+        f"{data.name}: {len(splits.train):,} images to train on, {len(splits.validation):,} to "
+        f"validate, {len(splits.test):,} to test; pixels {splits.normalization.mean:.4f} "
+        f"+- {splits.normalization.std:.4f}\n"
+        f"class balance: {counts[rarest]:,} of class {splits.classes[rarest]} (fewest) to "
+        f"{counts[commonest]:,} of class {splits.classes[commonest]} (most)\n"
+        f"{draw_bars(counts, splits.classes)}"
+    )
+
+
+def _start(state: TrainingState, overrides: Sequence[str], description: str) -> Start:
+    progress, epoch = state.progress, state.epoch
+    lines = progress.step_lines + epoch
     if state.is_over:  # an epoch that was cut short stays, since it will not be trained to its end
-        finished_epochs = math.ceil(progress.step / len(state.order))
-    position = Position(progress.step, finished_epochs, lines)
-    return open_recorder(run_dir, state.config, launch, position)
+        epoch = math.ceil(progress.step / len(state.order))
+    return Start(overrides, description, state.world.size, progress.step, epoch, lines)
+
+
+def _recorder(
+    run_dir: Path, config: Config, world: World, start: Start
+) -> AbstractContextManager[Recorder]:
+    return open_recorder(run_dir, config, start) if world.is_main else nullcontext(Recorder())
 
 
 def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
@@ -174,82 +197,3 @@ def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
             *(stop, state.progress.step, to_copy("run_dir", str(run_dir))),
         )
         raise
-
-
-def _test(state: TrainingState, run_dir: Path, recorder: Recorder) -> Evaluation:
-    """Score the best checkpoint on the test set, this once, and record it with pictures."""
-    watchdog.enter(Phase.TEST, state.progress.step)
-    weights = _best_weights(state, run_dir) if state.world.is_main else None
-    weights = broadcast_object(state.world, weights)
-    if weights is not None:
-        load_weights(state.model, weights)
-    state.splits = state.splits.without_train()  # makes room for the pictures
-    started = perf_counter()
-    test = score(state, state.splits.test)
-    seconds = perf_counter() - started
-    watchdog.pause()
-    if state.world.is_main:
-        examples = test.examples(
-            len(state.splits.classes), MOST_MISTAKES, EXAMPLES_OF_A_CELL, MOST_EXAMPLES
-        )
-        media = _draw(state, test, examples, run_dir)
-        recorder.record(_test_line(state, test, examples, seconds), media)
-    return test
-
-
-def _best_weights(state: TrainingState, run_dir: Path) -> dict[str, torch.Tensor] | None:
-    try:
-        content = checkpoint.load(run_dir / "checkpoints" / "best.safetensors")
-        weights: dict[str, torch.Tensor] = content["model"]
-        load_weights(state.model, weights)  # if they do not fit, no rank must get them
-    except InputError as error:
-        logger.warning("%s Testing the last state instead.", error)
-        return None
-    return weights
-
-
-def _test_line(
-    state: TrainingState, test: Evaluation, examples: list[list[Any]], seconds: float
-) -> dict[str, Any]:
-    step, classes = state.progress.step, len(state.splits.classes)
-    return {
-        "kind": "test",
-        "epoch": math.ceil(step / len(state.order)),
-        "step": step,
-        **numbers("test", test),
-        "seconds": round(seconds, 3),
-        **({"test/confusion": test.confusion(classes).tolist()} if classes <= MOST_CLASSES else {}),
-        "test/mistakes": [asdict(mistake) for mistake in test.worst_mistakes(MOST_MISTAKES)],
-        "test/examples": examples,
-        "test/calibration": calibration(test).rows(),
-        "classes": list(state.splits.classes),
-    }
-
-
-def _draw(
-    state: TrainingState, test: Evaluation, examples: list[list[Any]], run_dir: Path
-) -> Media:
-    """Draw the pictures of the run; return those, and a table of mistakes, for the trackers.
-
-    The work is done by now, so a run that cannot have its pictures ends well without them.
-    """
-    classes, samples = state.splits.classes, state.splits.test
-    worst = test.worst_mistakes(MOST_MISTAKES)
-    places = torch.tensor([m.index for m in worst], dtype=torch.int64)
-    images = samples[places.to(samples.labels.device)][0].cpu()
-    mistakes = [replace(mistake, index=place) for place, mistake in enumerate(worst)]
-    shown = test.most_confused(MOST_CLASSES, len(classes))
-    confusion = test.confusion_among(shown, len(classes))
-    try:
-        chosen = torch.tensor([index for index, *_ in examples], dtype=torch.int64)
-        pictures.draw_examples(run_dir, samples[chosen.to(samples.labels.device)][0].cpu())
-        drawn = pictures.draw_all(run_dir, confusion, mistakes, images, classes, shown.tolist())
-    except Exception as error:
-        drawn = []
-        logger.warning("the run is complete, but without its pictures: %s", one_line(error)[:300])
-    images = images[:, 0] if images.shape[1] == 1 else images.movedim(1, -1)
-    rows = [
-        [images[m.index], classes[m.label], classes[m.prediction], m.confidence] for m in mistakes
-    ]
-    table = Table(["image", "label", "prediction", "confidence"], rows)
-    return {f"plots/{path.stem}": path for path in drawn} | {"test/worst_mistakes": table}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from math import cos, pi
 
-from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.errors import refusing
 from dist_mnist.config.schema import Config
 from dist_mnist.config.targets import find_function
 
@@ -23,13 +23,9 @@ def build_schedule(
     """
     function = find_function("scheduler", config.scheduler, config.trusted_modules)
     schedule = partial(function, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-    try:
+    with refusing(f"scheduler does not work over {total_steps} steps"):
         for step in (0, total_steps - 1):
             float(schedule(step))
-    except Exception as error:
-        raise InputError(
-            f"scheduler does not work over {total_steps} steps: {one_line(error)}."
-        ) from error
     return schedule
 
 
@@ -80,7 +76,7 @@ def one_cycle(
 
 def _check_fraction(warmup_fraction: float) -> None:
     if not 0 <= warmup_fraction < 1:
-        raise ValueError(f"warmup_fraction={warmup_fraction} is not at least 0 and below 1")
+        raise ValueError(f"warmup_fraction={warmup_fraction} must be at least 0 and below 1")
 
 
 def _between(start: float, end: float, progress: float) -> float:

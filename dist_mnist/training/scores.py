@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from dist_mnist.record.console import percent
 from dist_mnist.training.evaluation import Evaluation
 from dist_mnist.training.progress import rounded
 
 BINS = 15
 MOST_MISTAKES, LISTED_MISTAKES = 24, 5
-MOST_COLUMNS = 12  # more classes than that are not written beside each other
+MOST_COLUMNS = 12  # of the confusion matrix in text
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Calibration:
         columns = (self.counts, right, self.confidences)
         return [
             [count, hits, rounded(confidence)]
-            for count, hits, confidence in zip(*(one.tolist() for one in columns), strict=True)
+            for count, hits, confidence in zip(
+                *(column.tolist() for column in columns), strict=True
+            )
         ]
 
 
@@ -69,25 +72,24 @@ def class_scores(confusion: torch.Tensor) -> list[ClassScore]:
     Args:
         confusion: Counts, int64 of shape (classes, classes), a row for each label.
     """
-    found, predicted, support = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+    columns = (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     return [
         ClassScore(
-            precision=right / claimed if claimed else None,
-            recall=right / count if count else None,
-            support=count,
+            precision=correct / predicted if predicted else None,
+            recall=correct / support if support else None,
+            support=support,
         )
-        for right, claimed, count in zip(
-            found.tolist(), predicted.tolist(), support.tolist(), strict=True
-        )
+        for correct, predicted, support in rows
     ]
 
 
 def calibration(evaluation: Evaluation, bins: int = BINS) -> Calibration:
-    """Return how often predictions are right, by their confidence.
+    """Return the accuracy of predictions by their confidence.
 
     Args:
-        evaluation: Whose predictions.
-        bins: How many, of equal width from 0 to 1; a confidence on an edge is in the lower one.
+        bins: The number of bins, of equal width from 0 to 1; a confidence on an edge is in the
+            lower one.
     """
     confidences = evaluation.confidences.double()
     right = (evaluation.predictions == evaluation.labels).double()
@@ -101,10 +103,9 @@ def calibration(evaluation: Evaluation, bins: int = BINS) -> Calibration:
 
 
 def score_lines(evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
-    """Return what a person reads about a score: each class, calibration and the worst mistakes.
+    """Return a score as text: each class, calibration and the worst mistakes.
 
     Args:
-        evaluation: The predictions.
         classes: The names of the classes, in the order of the labels.
     """
     confusion = evaluation.confusion(len(classes))
@@ -113,33 +114,31 @@ def score_lines(evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
     head = "".join(f"{name[:6]:>7}" for name in columns)
     head = f"  | taken for{head}" if columns else ""
     lines = [f"{'label':<{width}}  precision    recall  support{head}"]
-    for name, one, row in zip(classes, class_scores(confusion), confusion.tolist(), strict=True):
+    scores = class_scores(confusion)
+    for name, score, row in zip(classes, scores, confusion.tolist(), strict=True):
         cells = f"  |{'':10}" + "".join(f"{count:>7}" for count in row) if columns else ""
-        scores = f"{_percent(one.precision)}{_percent(one.recall)}{one.support:>9,}"
-        lines.append(f"{name:<{width}}  {scores}{cells}")
-    known = calibration(evaluation)
+        values = f"{percent(score.precision)}{percent(score.recall)}{score.support:>9,}"
+        lines.append(f"{name:<{width}}  {values}{cells}")
+    confidence = 100 * float(evaluation.confidences.mean())
     lines.append(
-        f"calibration error {known.error:.4f}: {100 * float(evaluation.confidences.mean()):.2f} % "
-        f"sure on average, {100 * evaluation.accuracy:.2f} % right"
+        f"calibration error {calibration(evaluation).error:.4f}: {confidence:.2f} % sure on "
+        f"average, {100 * evaluation.accuracy:.2f} % right"
     )
     worst = [
-        f"image {one.index}: {classes[one.label]} taken for {classes[one.prediction]}, "
-        f"{100 * one.confidence:.0f} % sure"
-        for one in evaluation.worst_mistakes(LISTED_MISTAKES)
+        f"image {mistake.index}: {classes[mistake.label]} taken for "
+        f"{classes[mistake.prediction]}, {100 * mistake.confidence:.0f} % sure"
+        for mistake in evaluation.worst_mistakes(LISTED_MISTAKES)
     ]
     return lines + (["worst mistakes: " + "; ".join(worst)] if worst else [])
-
-
-def _percent(value: float | None) -> str:
-    return f"{'-':>10}" if value is None else f"{100 * value:>8.2f} %"
 
 
 def comparison(names: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
     """Return several scores side by side, a line each."""
     lines = ["  accuracy      loss  calibration error"]
-    for name, one in zip(names, evaluations, strict=True):
-        error = calibration(one).error
-        lines.append(f"{_percent(one.accuracy)}{one.loss:>10.4f}{error:>19.4f}  {name}")
+    for name, evaluation in zip(names, evaluations, strict=True):
+        error = calibration(evaluation).error
+        accuracy = percent(evaluation.accuracy)
+        lines.append(f"{accuracy}{evaluation.loss:>10.4f}{error:>19.4f}  {name}")
     return lines
 
 
@@ -154,7 +153,7 @@ def score_values(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, An
         "loss": evaluation.loss,
         "calibration_error": calibration(evaluation).error,
         "classes": [
-            {"name": name, **asdict(one)} for name, one in zip(classes, scores, strict=True)
+            {"name": name, **asdict(score)} for name, score in zip(classes, scores, strict=True)
         ],
         "confusion": confusion.tolist(),
         "mistakes": [asdict(mistake) for mistake in evaluation.worst_mistakes(MOST_MISTAKES)],

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 
 from dist_mnist.data.augmentation import augment, draw_changes
-from dist_mnist.data.images import Batch, ImageTensors
+from dist_mnist.data.images import Batch
 from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.distributed import watchdog
 from dist_mnist.distributed.gradients import require_averaged, without_sync
@@ -27,12 +27,12 @@ def set_train_mode(state: TrainingState) -> None:
 def step(state: TrainingState, batch: Batch) -> None:
     """Make one optimizer step; every rank must call it with its share of the batch.
 
-    Whatever depends on the number of the step happens here: learning rates, images, seeds. The rest
-    is `compute`, or a CUDA graph of it.
+    Everything that depends on the number of the step happens here: learning rates, images, seeds.
+    The rest is `compute`, or a CUDA graph of it.
 
     Raises:
         NonFiniteError: A gradient is not finite; the step was not made.
-        RuntimeError: A parameter had no part in the step, and DDP did not look for such ones; the
+        RuntimeError: A parameter got no gradient, and DDP did not look for such parameters; the
             step was not made.
     """
     world = state.world
@@ -50,43 +50,46 @@ def compute(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward, backward and optimizer, for one share of a global batch.
 
-    It waits for no device and decides nothing by what is in a tensor, so a CUDA graph can repeat
-    it. On a CPU it also looks whether the gradients are finite.
+    It waits for no device and decides nothing by the values in a tensor, so a CUDA graph can repeat
+    it. On a CPU it also checks whether the gradients are finite.
 
     DDP averages the ranks' gradients. With the weight `world.size / batch_size` that average is the
     sum over all samples divided by their number, however unevenly they are shared.
 
     Args:
-        state: What is trained.
         images: uint8 of shape (share, C, H, W); the share may be empty.
         labels: int64 of shape (share,).
         batch_size: The number of samples in the global batch, over all ranks.
 
     Returns:
-        The losses (share,) and the outputs (share, classes), float32 without gradients. For an
-        empty share they mean nothing.
+        The losses (share,) and the outputs (share, classes), float32 without gradients;
+        undefined for an empty share.
     """
     weight = state.world.size / batch_size
-    if len(labels) == 0:  # the all-reduce needs a gradient from every rank: of any two, times 0
+    if (
+        len(labels) == 0
+    ):  # the all-reduce needs a gradient from every rank: any two samples, times 0
         images, labels = state.splits.train.block(slice(2))
         weight = 0.0
     micro_batch_size = state.config.trainer.micro_batch_size
     count = piece_count(batch_size, state.world.size, micro_batch_size)
-    found = []
-    for some_images, some_labels, is_last in pieces(images, labels, count):
+    results = []
+    for piece_images, piece_labels, is_last in pieces(images, labels, count):
         with nullcontext() if is_last else without_sync(state.parallel_model):
-            found.append(add_gradients(state, some_images, some_labels, weight))
+            results.append(add_gradients(state, piece_images, piece_labels, weight))
     require_averaged(state.parallel_model)
     apply_gradients(state)
-    losses, outputs = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+    if len(results) == 1:
+        return results[0]
+    losses, outputs = map(torch.cat, zip(*results, strict=True))
     return losses, outputs
 
 
 def piece_count(batch_size: int, world_size: int, micro_batch_size: int | None) -> int:
-    """Return into how many pieces every rank cuts its share of a global batch.
+    """Return the number of pieces into which every rank cuts its share of a global batch.
 
-    All ranks go by the largest share: in each forward pass, synchronized batch norm waits for all
-    of them.
+    All ranks go by the largest share, since synchronized batch norm waits for all of them in each
+    forward pass.
     """
     largest_share = -(-batch_size // world_size)
     return -(-largest_share // micro_batch_size) if micro_batch_size else 1
@@ -95,14 +98,14 @@ def piece_count(batch_size: int, world_size: int, micro_batch_size: int | None) 
 def pieces(
     images: torch.Tensor, labels: torch.Tensor, count: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
-    """Yield `count` pieces of nearly the same size, and whether it is the last; fewer if empty."""
-    if count == 1:  # the usual case, where cutting would cost a hundredth of a small step
+    """Yield at most `count` pieces of nearly the same size, and whether each is the last one."""
+    if count == 1:  # the usual case: splitting would cost 1 % of a small step
         yield images, labels, True
         return
     count = min(count, len(labels))
-    cut = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-    for number, (some_images, some_labels) in enumerate(cut, start=1):
-        yield some_images, some_labels, number == count
+    parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+    for number, (piece_images, piece_labels) in enumerate(parts, start=1):
+        yield piece_images, piece_labels, number == count
 
 
 def set_learning_rates(state: TrainingState) -> None:
@@ -120,19 +123,17 @@ def set_learning_rates(state: TrainingState) -> None:
 def transform(
     state: TrainingState, batch: Batch, part: int, parts: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the images of a batch, changed at random, and their labels.
+    """Return the augmented images of a batch, uint8 (B, C, H, W), and their labels, int64 (B,).
 
     Args:
-        state: Its config says how far they are changed.
         batch: Every `parts`-th sample of the global batch, from number `part` on.
         part: From 0.
         parts: The number of parts that the global batch is split into.
     """
     config, device = state.config, state.world.device
-    samples = state.splits.train if batch.samples is None else batch.samples
+    samples = batch.samples
     if config.augmentation.changes_nothing or len(batch.indices) == 0:
         return samples[batch.indices]
-    assert isinstance(samples, ImageTensors)  # others are delivered with each batch
     # Every part draws the numbers of the whole batch, so they do not depend on the number of parts.
     seed_device(device, keyed_seed(config.seed, "augmentation", state.progress.step))
     changes = draw_changes(config.augmentation, batch.size, device).part(part, parts)
@@ -141,7 +142,7 @@ def transform(
 
 
 def seed_step(state: TrainingState, part: int) -> None:
-    """Seed what the network draws in this step, such as dropout, for one part of the batch."""
+    """Seed the network's random numbers, such as dropout, for one part of this step's batch."""
     seed = keyed_seed(state.config.seed, "step", state.progress.step, part)
     seed_device(state.world.device, seed)
 
@@ -152,10 +153,9 @@ def add_gradients(
     """Add `weight` times the gradient of the summed loss to every parameter's gradient.
 
     Args:
-        state: Whose parameters.
         images: uint8 of shape (B, C, H, W).
         labels: int64 of shape (B,).
-        weight: With 0 they add nothing to it.
+        weight: 0 adds nothing.
 
     Returns:
         The losses (B,) and the outputs (B, classes), float32 without gradients.
@@ -166,8 +166,8 @@ def add_gradients(
     outputs = outputs.float()
     losses = state.training_loss(outputs, labels)
     watchdog.enter(Phase.GRADIENTS, state.progress.step + 1)
-    # The gradient of weight * losses.sum(), without computing the sum. If a loss is not finite,
-    # neither is its gradient, so that every rank gets to know.
+    # The gradient of weight * losses.sum(), without computing the sum. If a loss is not finite, its
+    # gradient is not finite either, so that every rank notices.
     state.scaler.scale(losses).backward(torch.add(weight, losses.detach(), alpha=0.0))
     return losses.detach(), outputs.detach()
 
@@ -201,9 +201,8 @@ def non_finite_error(state: TrainingState, steps_done: int, when: str = "in") ->
     """Return the error for a step that is not finite.
 
     Args:
-        state: Whose step.
-        steps_done: The steps before it.
-        when: "in" that step, or "by" that step if it may have been an earlier one.
+        steps_done: The number of steps before it.
+        when: "in" that step, or "by" that step if an earlier one may have been the first.
     """
     rate = state.learning_rates[0] * state.schedule(steps_done)
     scale = state.scaler.get_scale()

@@ -17,7 +17,7 @@ from dist_mnist.distributed.session import session
 from dist_mnist.distributed.world import World
 from dist_mnist.models.transfer import take_weights
 from dist_mnist.training.build import build_training_state
-from dist_mnist.training.evaluation import score
+from dist_mnist.training.evaluation import score_of
 from dist_mnist.training.loop import fit
 from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.state import TrainingState
@@ -50,7 +50,7 @@ def run(folder: Path, data: str, rounds: int = 5) -> None:
                 for start, options in STARTS.items():
                     overrides = ("experiment=finetune", *common, *size, *(options or ()))
                     state = _train(world, overrides, None if options is None else weights)
-                    accuracy = score(state, state.splits.test).accuracy
+                    accuracy = score_of(state, state.splits.test).accuracy
                     results[f"{count:,}"][start].append(accuracy)
                     print(f"seed {seed}, {count} samples, {start}: {accuracy}", file=sys.stderr)
     write_record(folder, "finetune", results, summary(results))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_mnist.__main__ import COMMANDS
+from dist_mnist.config.commands import COMMANDS
 from tests.support.command_line import call
 
 
@@ -71,9 +71,9 @@ def test_help_lists_the_commands(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, out, _ = call(monkeypatch, capsys, "--help")
-    for name, summary in COMMANDS.items():
+    for name, command in COMMANDS.items():
         assert f"{name} " in out
-        assert summary in out
+        assert command.summary in out
 
 
 def test_every_command_has_help(

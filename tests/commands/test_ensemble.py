@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from dist_mnist.commands.evaluate import ensemble
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.images import Normalization
 from dist_mnist.models.classifier import Classifier
-from dist_mnist.models.ensemble import ensemble
 
 IMAGES = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8)
 

@@ -34,7 +34,7 @@ def run_dir(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images(mnist_root: Path) -> torch.Tensor:
     """The whole test set."""
     test, _ = load_part(make_config(f"data.root={mnist_root}").data, train=False)
-    return test.images
+    return test.resident().images
 
 
 @pytest.fixture(scope="module")

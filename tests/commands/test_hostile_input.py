@@ -18,13 +18,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dist_mnist.commands.evaluate import load_candidate
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.splits import load_part, load_splits
 from dist_mnist.record import checkpoint
 from dist_mnist.training.build import build_training_state
-from dist_mnist.training.evaluation import load_candidate
+from dist_mnist.training.resume import restore
 from dist_mnist.training.run import run
-from dist_mnist.training.state import restore
 from tests.support.checkpoints import Intruder
 from tests.support.checkpoints import content as plain_content
 from tests.support.configs import SOLO, make_config
@@ -366,8 +366,8 @@ def test_fuzzed_idx_files(
         except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017
         else:
-            assert part.images.shape[1:] == (1, 28, 28)
-            assert len(part.images) == len(part.labels)
+            assert part.resident().images.shape[1:] == (1, 28, 28)
+            assert len(part.resident().images) == len(part.labels)
 
     replaced()
 

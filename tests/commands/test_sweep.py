@@ -35,7 +35,7 @@ def test_job_returns_its_validation_accuracy(
     small_root: Path, tmp_path: Path, no_pictures: None
 ) -> None:
     config = make_config(*RUN, f"data.root={small_root}", f"run_dir={tmp_path}")
-    score = train._run(config, is_sweep=True, overrides=[])
+    score = train.train(config, is_sweep=True, overrides=[])
     lines = read_journal(tmp_path / "metrics.jsonl")
     scores = [line["validation/accuracy"] for line in lines if line["kind"] == "epoch"]
     assert score == max(scores)
@@ -44,7 +44,7 @@ def test_job_returns_its_validation_accuracy(
 
 def test_no_validation_no_score(small_root: Path, tmp_path: Path, no_pictures: None) -> None:
     own = ["data.validation_size=0", f"data.root={small_root}", f"run_dir={tmp_path}"]
-    assert train._run(make_config(*RUN, *own), is_sweep=False, overrides=[]) is None
+    assert train.train(make_config(*RUN, *own), is_sweep=False, overrides=[]) is None
 
 
 def test_sweep_where_nothing_can_be_written() -> None:

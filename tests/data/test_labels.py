@@ -51,14 +51,14 @@ def test_a_table_of_labels_is_refused(own: Load) -> None:
 @pytest.mark.parametrize("shape", [(28, 28), (1, 28, 28), (28, 28, 1)])
 def test_gray_images_come_in_any_order(own: Load, shape: tuple[int, ...]) -> None:
     part = own(PIXELS.view(20, *shape), DIGITS)
-    assert torch.equal(part.images, PIXELS[:, None])
+    assert torch.equal(part.resident().images, PIXELS[:, None])
     assert torch.equal(part.labels, DIGITS)
 
 
 def test_colors_come_first_or_last(own: Load) -> None:
     pixels = torch.randint(0, 256, (20, 3, 8, 12), dtype=torch.uint8)
     for data in (pixels, pixels.movedim(1, -1)):
-        assert torch.equal(own(data, DIGITS, "data.image_shape=[3,8,12]").images, pixels)
+        assert torch.equal(own(data, DIGITS, "data.image_shape=[3,8,12]").resident().images, pixels)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from tests.support.processes import run_ranks
 
 def test_mnist_is_the_original(mnist_root: Path) -> None:
     splits = load_splits(make_config(f"data.root={mnist_root}").data, seed=0)
-    assert splits.train.images.shape == (55_000, 1, 28, 28)
-    assert splits.train.images.dtype == torch.uint8
+    assert splits.train.resident().images.shape == (55_000, 1, 28, 28)
+    assert splits.train.resident().images.dtype == torch.uint8
     assert splits.validation.labels.shape == (5_000,)
     assert splits.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert splits.normalization.mean == pytest.approx(0.1307, abs=5e-5)
@@ -56,7 +56,7 @@ def checksum_of_what_is_loaded(root: str) -> str:
     splits = load_splits(make_config(f"data.root={root}").data, seed=0)
     digest = hashlib.sha256()
     for part in (splits.train, splits.validation, splits.test):
-        digest.update(part.images.numpy().tobytes())
+        digest.update(part.resident().images.numpy().tobytes())
         digest.update(part.labels.numpy().tobytes())
     return digest.hexdigest()
 
@@ -89,10 +89,10 @@ def test_the_parts_are_disjoint_and_complete(small_root: Path) -> None:
     def rows(images: torch.Tensor) -> list[bytes]:
         return [image.numpy().tobytes() for image in images]
 
-    parts = rows(splits.train.images) + rows(splits.validation.images)
-    assert sorted(parts) == sorted(rows(everything.images))
+    parts = rows(splits.train.resident().images) + rows(splits.validation.resident().images)
+    assert sorted(parts) == sorted(rows(everything.resident().images))
     other = load_splits(config, seed=1)
-    assert rows(other.validation.images) != rows(splits.validation.images)
+    assert rows(other.validation.resident().images) != rows(splits.validation.resident().images)
 
 
 def test_normalized_mean_and_deviation() -> None:
@@ -106,8 +106,8 @@ def test_normalized_mean_and_deviation() -> None:
 def test_pixels_without_normalization(small_root: Path) -> None:
     overrides = ("data=fashion_mnist", f"data.root={small_root}", "data.validation_size=0")
     splits = load_splits(make_config(*overrides, "data.normalize=false").data, seed=0)
-    pixels = splits.normalization(splits.train.images)
-    torch.testing.assert_close(pixels, splits.train.images / 255)
+    pixels = splits.normalization(splits.train.resident().images)
+    torch.testing.assert_close(pixels, splits.train.resident().images / 255)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_family_is_read_from_a_folder(small_root: Path, name: str, classes: 
             expected = make_images(part.labels, classes)
         if name.startswith("emnist"):
             expected = expected.transpose(1, 2)  # the files hold them mirrored
-        assert torch.equal(part.images[:, 0], expected)
+        assert torch.equal(part.resident().images[:, 0], expected)
 
 
 def test_archives_in_the_folder_are_unpacked(
@@ -214,7 +214,7 @@ def test_a_data_set_of_ones_own_can_be_named(
         f"data.root={tmp_path}",
     ).data
     part, names = load_part(config, train=True, trusted_modules=["my_colours"])
-    assert part.images.shape == (20, 3, 32, 32)
+    assert part.resident().images.shape == (20, 3, 32, 32)
     assert names == ("0", "1")
     with pytest.raises(InputError, match="trusted_modules"):
         load_part(config, train=True)

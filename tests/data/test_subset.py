@@ -24,7 +24,7 @@ def test_classes_are_numbered_as_given(small_root: Path) -> None:
     assert chosen.classes == (names[9], names[7], names[8])
     for label, original in enumerate((9, 7, 8)):
         ours, theirs = chosen.test.labels == label, whole.labels == original
-        assert torch.equal(chosen.test.images[ours], whole.images[theirs])
+        assert torch.equal(chosen.test.resident().images[ours], whole.resident().images[theirs])
     assert len(chosen.train) + len(chosen.validation) == 60  # of 203: 20 of each of the last ones
 
 
@@ -39,14 +39,16 @@ def test_more_samples_keep_the_fewer(small_root: Path) -> None:
     few, more = (
         splits(small_root, *LAST_THREE, f"data.samples_per_class={count}").train for count in (4, 9)
     )
-    found = (few.images.unsqueeze(1) == more.images).flatten(2).all(2).any(1)
+    found = (few.resident().images.unsqueeze(1) == more.resident().images).flatten(2).all(2).any(1)
     assert len(found) == 12
     assert found.all()
 
 
 def test_samples_depend_on_the_seed(small_root: Path) -> None:
     one, same, other = (
-        splits(small_root, *LAST_THREE, "data.samples_per_class=9", seed=seed).train.images
+        splits(small_root, *LAST_THREE, "data.samples_per_class=9", seed=seed)
+        .train.resident()
+        .images
         for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)

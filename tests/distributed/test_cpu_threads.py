@@ -10,7 +10,7 @@ from dist_mnist.distributed import cpu_threads
 from dist_mnist.distributed.cgroups import folders_around
 from dist_mnist.distributed.cpu_threads import WORK_PER_THREAD, choose_threads, usable_cores
 from dist_mnist.models.build import build_model
-from dist_mnist.models.dry_run import try_out
+from dist_mnist.models.dry_run import dry_run
 from tests.support.configs import make_config
 from tests.support.runs import run_once
 
@@ -74,12 +74,12 @@ def test_quota(
 def test_work_of_networks() -> None:
     config = make_config("model=mlp", "model.hidden_sizes=[64,64,64]")
     weights = 784 * 64 + 2 * 64 * 64 + 64 * 10
-    found = try_out(build_model(config), config.data).multiply_adds
+    found = dry_run(build_model(config), config.data).multiply_adds
     assert weights <= found <= weights + 3 * 64 + 10  # biases at most
     config = make_config("model=cnn")
     convolutions = 24**2 * 16 * 25 + 10**2 * 32 * 16 * 9 + 3**2 * 64 * 32 * 9
     linear = 3**2 * 64 * 10
-    found = try_out(build_model(config), config.data).multiply_adds
+    found = dry_run(build_model(config), config.data).multiply_adds
     assert found == convolutions + linear
 
 

@@ -19,7 +19,8 @@ from dist_mnist.models.losses import CrossEntropy
 from dist_mnist.models.precision import set_gpu_arithmetic
 from dist_mnist.record import checkpoint
 from dist_mnist.training.progress import Totals
-from dist_mnist.training.state import TrainingState, checkpoint_content, restore
+from dist_mnist.training.resume import checkpoint_content, restore
+from dist_mnist.training.state import TrainingState
 from tests.gpu_check.common import (
     Found,
     build,
@@ -109,7 +110,7 @@ def _gradient(
     dtype: torch.dtype = torch.float32,
     is_bf16: bool = False,
 ) -> list[torch.Tensor]:
-    images, labels = state.splits.train.images[:count], state.splits.train.labels[:count]
+    images, labels = state.splits.train.resident().images[:count], state.splits.train.labels[:count]
     model = copy.deepcopy(state.model).to(device, dtype).train()
     inputs = state.splits.normalization(images).to(device, dtype)
     with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_mnist.commands.evaluate import load_candidate
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.session import session
 from dist_mnist.training.build import build_training_state
-from dist_mnist.training.evaluation import load_candidate
 from tests.support.configs import SMALL_DATA, SOLO, make_config
 from tests.support.runs import run_once
 

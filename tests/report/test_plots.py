@@ -5,7 +5,12 @@ import torch
 from PIL import Image
 
 from dist_mnist.record.journal import Journal
-from dist_mnist.report.plots import Mistake, draw_all, draw_confusion, draw_examples
+from dist_mnist.report.plots import (
+    draw_confusion,
+    draw_curves,
+    draw_examples,
+    draw_mistakes,
+)
 
 
 def draw(folder: Path, wrong: int, accuracy: float = 0.9) -> list[Path]:
@@ -15,12 +20,15 @@ def draw(folder: Path, wrong: int, accuracy: float = 0.9) -> list[Path]:
     line = {"kind": "epoch", "epoch": 1, "step": 20}
     journal.write({**line, "validation/loss": 0.4, "validation/accuracy": accuracy})
     journal.close()
-    images = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8)
-    mistakes = [Mistake(index, index % 10, (index + 1) % 10, 0.5) for index in range(wrong)]
+    images = torch.randint(0, 256, (wrong, 1, 28, 28), dtype=torch.uint8)
     confusion = torch.eye(10, dtype=torch.int64) * 10
-    for mistake in mistakes:
-        confusion[mistake.label, mistake.prediction] += 1
-    return draw_all(folder, confusion, mistakes, images, [str(digit) for digit in range(10)])
+    for index in range(wrong):
+        confusion[index % 10, (index + 1) % 10] += 1
+    return [
+        draw_curves(folder),
+        draw_confusion(folder, confusion, [str(digit) for digit in range(10)]),
+        draw_mistakes(folder, images, ["1 taken for 7\n50 % sure"] * wrong),
+    ]
 
 
 def test_every_picture_is_a_small_png(tmp_path: Path) -> None:

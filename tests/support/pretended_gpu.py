@@ -76,7 +76,8 @@ def launches(root: Path, *overrides: str) -> Launches:
         torch._C._set_only_lift_cpu_tensors(True)
         try:
             state = _state(root, monkeypatch, *overrides)
-            batch = Batch(torch.empty(50, dtype=torch.int64, device=gpu()), size=50)
+            indices = torch.empty(50, dtype=torch.int64, device=gpu())
+            batch = Batch(indices, 50, state.splits.train.resident())
             for _ in range(2):  # the optimizer makes its state in the first one
                 seen = Launches()
                 with seen:
@@ -111,7 +112,7 @@ def _state(root: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Trai
         splits = load_splits(config.data, config.seed)
     for name in ("build_model", "try_out", "trains_on_one_image"):  # on the CPU, with real numbers
         monkeypatch.setattr(build, name, partial(_without_pretence, getattr(build, name)))
-    train = ImageTensors(_fake(splits.train.images), _fake(splits.train.labels))
+    train = ImageTensors(_fake(splits.train.resident().images), _fake(splits.train.labels))
     world = replace(SOLO, device=gpu())
     state = build.build_training_state(config, world, replace(splits, train=train))
     state.parallel_model.train()

@@ -72,7 +72,7 @@ def _as_rank(
         MASTER_PORT=str(port),
     )
     try:
-        with patch("dist_mnist.report.plots.draw_all", return_value=[]):
+        with patch("dist_mnist.training.final_test.draw_plots", return_value=[]):
             answer = function(*args)
     except BaseException as error:
         answer = error

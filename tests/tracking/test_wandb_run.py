@@ -151,12 +151,3 @@ def test_damaged_id_is_replaced(tmp_path: Path, content: str) -> None:
     assert re.fullmatch("[0-9a-f]{8}", run_id)
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert file.name == f"run-{run_id}.wandb"
-
-
-def test_damaged_id_is_found_in_a_folder(tmp_path: Path) -> None:
-    file = tmp_path / "wandb" / "run-20260101_000000-my-id-1" / "run-my-id.wandb"
-    file.parent.mkdir(parents=True)
-    file.touch()
-    (tmp_path / "wandb_run_id").touch()
-    track(tmp_path, "offline", [], [])
-    assert (tmp_path / "wandb_run_id").read_text() == "my-id"

@@ -101,7 +101,7 @@ def test_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "c").mkdir()
     assert wandb_variables.run_id(tmp_path / "c") == "chosen-2"  # which `a` did not need
     monkeypatch.setenv("WANDB_RUN_ID", "a/b")
-    with pytest.raises(InputError, match="WANDB_RUN_ID=a/b is no id"):
+    with pytest.raises(InputError, match="WANDB_RUN_ID=a/b is not a valid run id"):
         tracking.start(tmp_path / "a", "offline")
 
 

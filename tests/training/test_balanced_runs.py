@@ -121,7 +121,9 @@ def test_weights_count_classes_alike(uneven_root: Path) -> None:
     state = build_training_state(with_num_classes(config, 3), SOLO, splits)
     labels = splits.train.labels
     with torch.no_grad():
-        losses = state.loss(state.model(splits.normalization(splits.train.images)), labels)
+        losses = state.loss(
+            state.model(splits.normalization(splits.train.resident().images)), labels
+        )
     expected = torch.stack([losses[labels == label].mean() for label in range(3)]).mean()
     (batch,) = state.batches()
     state.step(batch)
@@ -133,7 +135,9 @@ def test_pictures_train_to_the_same_bits(small_root: Path, tmp_path: Path) -> No
     config = make_config(*SMALL_DATA, f"data.root={small_root}")
     for train, name in ((True, "train"), (False, "test")):
         part, _ = load_part(config.data, train)
-        write_images(tmp_path / "pictures" / name, part.images[:, 0], part.labels.tolist())
+        write_images(
+            tmp_path / "pictures" / name, part.resident().images[:, 0], part.labels.tolist()
+        )
     options = [*SMALL_DATA[1:], "trainer.epochs=2", "model=mlp"]
     run_once(["data=fashion_mnist", *options, f"data.root={small_root}", f"run_dir={tmp_path}/a"])
     folder = ["data=image_folder", "data.image_shape=[1,28,28]"]

@@ -17,13 +17,14 @@ import torch
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.data.splits import load_splits
-from dist_mnist.training import build, evaluation
+from dist_mnist.training import build, evaluation, final_test
 from dist_mnist.training import run as run_module
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.cuda_graph import WARM_UP_STEPS, GraphedCompute, objection
 from dist_mnist.training.loop import fit
 from dist_mnist.training.recorder import Recorder
-from dist_mnist.training.state import TrainingState, checkpoint_content, restore
+from dist_mnist.training.resume import checkpoint_content, restore
+from dist_mnist.training.state import TrainingState
 from tests.support.configs import SMALL_DATA, SOLO, make_config
 
 # 153 samples: 7 steps of 20 and one of 13 an epoch. Rates are powers of two, which a tensor of
@@ -191,14 +192,14 @@ def test_graph_is_gone_after_the_training(
 ) -> None:
     """While it is there, destroying its process group would wait for ever (pytorch#115388)."""
     found = []
-    score = evaluation.score
+    score = evaluation.score_of
 
     def score_later(*arguments: Any) -> Any:
         graph = weakref.ref(stand_ins.pop())
         found.append(graph() is None)
         return score(*arguments)
 
-    monkeypatch.setattr(run_module, "score", score_later)
+    monkeypatch.setattr(final_test, "score_of", score_later)
     overrides = ["model=mlp", f"run_dir={tmp_path}", f"data.root={small_root}"]
     gc.collect()
     gc.disable()

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from dist_mnist.commands.evaluate import load_candidate
 from dist_mnist.data.images import ImageTensors, Normalization
 from dist_mnist.distributed.session import session
 from dist_mnist.models.classifier import Classifier
-from dist_mnist.training.evaluation import Evaluation, evaluate, load_candidate
+from dist_mnist.training.evaluation import Evaluation, evaluate
 from dist_mnist.training.run import run
 from tests.support.configs import SOLO, make_config
 from tests.support.datasets import make_images
@@ -88,7 +89,7 @@ def test_confusion_matrix_rows_are_labels() -> None:
 
 def test_examples_cover_the_cells() -> None:
     evaluation = answers()
-    rows = evaluation.examples(10, first=3, per_cell=2, most=1000)
+    rows = evaluation.examples(first=3, per_cell=2, most=1000)
     assert len({row[0] for row in rows}) == len(rows)
     for index, label, prediction, confidence in rows:
         assert (label, prediction) == (evaluation.labels[index], evaluation.predictions[index])
@@ -99,7 +100,7 @@ def test_examples_cover_the_cells() -> None:
             assert cells.count((label, prediction)) >= min(count, 2)
     worst = [mistake.index for mistake in evaluation.worst_mistakes(3)]
     assert [row[0] for row in rows[:3]] == worst
-    assert evaluation.examples(10, first=3, per_cell=2, most=12) == rows[:12]
+    assert evaluation.examples(first=3, per_cell=2, most=12) == rows[:12]
     first = [(label, prediction) for _, label, prediction, _ in rows[3:12]]
     assert len(set(first)) == 9  # no cell has a second one while others have none
 
@@ -111,7 +112,7 @@ def test_unsure_hits_are_the_examples() -> None:
         confidences=torch.tensor([0.9, 0.6, 0.8, 0.7]),
         losses=torch.zeros(4),
     )
-    rows = evaluation.examples(2, first=24, per_cell=2, most=9)
+    rows = evaluation.examples(first=24, per_cell=2, most=9)
     assert [index for index, *_ in rows] == [1, 3]
 
 

@@ -276,7 +276,7 @@ def test_a_step_never_waits_for_the_gpu(small_root: Path, compiles: str) -> None
         splits = load_splits(config.data, config.seed).to(world.device)
         state = build_training_state(config, world, splits)
         state.parallel_model.train()
-        batch = Batch(torch.arange(50, device=world.device), size=50)
+        batch = Batch(torch.arange(50, device=world.device), 50, state.splits.train.resident())
         state.step(batch)  # the first one compiles and tunes
         try:
             torch.cuda.set_sync_debug_mode("error")

@@ -7,7 +7,7 @@ import torch
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.models.build import build_model
-from dist_mnist.models.dry_run import try_out
+from dist_mnist.models.dry_run import dry_run
 from tests.support.configs import SMALL_DATA, make_config
 from tests.support.processes import run_ranks
 from tests.support.runs import run_once
@@ -39,7 +39,7 @@ def test_tutorial_cnn_trains(size: int, small: list[str]) -> None:
     [
         ("tuple", "model returns a tuple: it must return one tensor"),
         ("auxiliary", "model returns a tuple in train mode: it must return one tensor"),
-        ("frozen", "model has nothing to train: give it a parameter"),
+        ("frozen", "model has no trainable parameters"),
         ("sparse", r"model\.table\.weight has sparse gradients"),
         ("complex", r"model\.phase has complex gradients"),
     ],
@@ -50,7 +50,8 @@ def test_refused_before_training(how: str, told: str, small: list[str]) -> None:
 
 
 def test_network_that_cannot_be_copied(small: list[str]) -> None:
-    run_once([*small, *odd("locked")])
+    with pytest.raises(InputError, match=r"model cannot be copied \(.*lock.*copy\.deepcopy"):
+        run_once([*small, *odd("locked")])
 
 
 def test_lbfgs_is_refused(small: list[str]) -> None:
@@ -103,7 +104,7 @@ def test_trial_leaves_no_trace() -> None:
     model = build_model(config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    try_out(model, config.data)
+    dry_run(model, config.data)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())

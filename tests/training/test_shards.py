@@ -17,9 +17,9 @@ from dist_mnist.record import checkpoint
 from dist_mnist.record.journal import read_journal
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.progress import RunningMetrics, Totals
+from dist_mnist.training.resume import checkpoint_content, restore
 from dist_mnist.training.run import run
 from dist_mnist.training.shards import SHARDS, set_reproducible, sum_shards
-from dist_mnist.training.state import checkpoint_content, restore
 from tests.support.configs import SOLO, make_config
 from tests.support.processes import run_ranks
 

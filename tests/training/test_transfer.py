@@ -14,10 +14,11 @@ from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.session import session
 from dist_mnist.distributed.stopping import StopAgreement
 from dist_mnist.record import checkpoint
-from dist_mnist.training.build import build_training_state, describe
+from dist_mnist.training.build import build_training_state
 from dist_mnist.training.evaluation import validate
 from dist_mnist.training.loop import fit, train_epoch
 from dist_mnist.training.recorder import Recorder
+from dist_mnist.training.run import describe
 from dist_mnist.training.state import TrainingState
 from dist_mnist.training.step import set_train_mode
 from tests.support.configs import SMALL_DATA, SOLO, make_config
@@ -188,7 +189,7 @@ def test_continued_run_needs_its_source_no_more(
 ) -> None:
     start = tmp_path / "source.safetensors"
     shutil.copy(source / "checkpoints" / "best.safetensors", start)
-    run = [*SMALL_CNN, f"data.root={small_root}", f"transfer.from={start}", BODY]
+    run = [*SMALL_CNN, f"data.root={small_root}", f"transfer.checkpoint={start}", BODY]
     run += ["transfer.thaw_epoch=2", "transfer.learning_rates={layers.?:0.001}"]
     run_once([*run, f"run_dir={tmp_path / 'whole'}"])
     for stop in stops:
@@ -222,7 +223,7 @@ def test_killed_run_comes_out_equal(small_root: Path, tmp_path: Path) -> None:
 def test_five_digits_start_from_the_other_five(
     small_root: Path, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = [*SMALL_CNN, f"data.root={small_root}", f"transfer.from={source}", BODY]
+    run = [*SMALL_CNN, f"data.root={small_root}", f"transfer.checkpoint={source}", BODY]
     run += ["data.classes=[5,6,7]", "data.num_classes=3", "data.samples_per_class=4"]
     with caplog.at_level("INFO", logger="dist_mnist"):
         run_once([*run, "data.validation_size=20", f"run_dir={tmp_path}"])
@@ -238,7 +239,12 @@ def test_five_digits_start_from_the_other_five(
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_gray_network_starts_a_color_one(source: Path, tmp_path: Path) -> None:
-    run = [*COLOR_BARS, "model.channels=[4,4,4]", "trainer.epochs=1", f"transfer.from={source}"]
+    run = [
+        *COLOR_BARS,
+        "model.channels=[4,4,4]",
+        "trainer.epochs=1",
+        f"transfer.checkpoint={source}",
+    ]
     run_once([*run, 'transfer.freeze=["layers.[4-9]"]', f"run_dir={tmp_path}"])
     theirs = checkpoint.load(checkpoint.resolve(source))["model"]
     ours = checkpoint.load(checkpoint.resolve(tmp_path))["model"]
@@ -251,7 +257,12 @@ def test_a_gray_network_starts_a_color_one(source: Path, tmp_path: Path) -> None
 def test_a_resnet18_of_torchvision(tmp_path: Path) -> None:
     theirs = resnet18()
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
-    run = [*COLOR_BARS, "model=resnet18", "optimizer=sgd", f"transfer.from={tmp_path}/resnet18.pth"]
+    run = [
+        *COLOR_BARS,
+        "model=resnet18",
+        "optimizer=sgd",
+        f"transfer.checkpoint={tmp_path}/resnet18.pth",
+    ]
     run += ["transfer.freeze=[conv1,bn1,layer?]", "trainer.max_steps=1"]
     run_once([*run, f"run_dir={tmp_path / 'run'}"])
     ours = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")["model"]
@@ -267,7 +278,7 @@ def test_a_resnet18_of_torchvision(tmp_path: Path) -> None:
         ([], ["transfer.freeze=[layers.0]"], r"transfer\.freeze=\['layers\.0'\] does not fit"),
         ([BODY], [BODY, "transfer.thaw_epoch=2"], r"transfer\.thaw_epoch=2 does not fit this run"),
         ([], ["transfer.learning_rates={layers.0:1}"], r"transfer\.learning_rates=.* does not fit"),
-        ([], ["transfer.from=elsewhere"], "this run began without one"),
+        ([], ["transfer.checkpoint=elsewhere"], "this run began without one"),
         ([], ["data.samples_per_class=5"], r"data\.samples_per_class=5 does not fit this run"),
     ],
     ids=["freeze", "thaw", "rates", "source", "samples"],
@@ -290,7 +301,7 @@ def begun(run: list[str], starts: list[str]) -> float:
 @pytest.mark.usefixtures("no_pictures")
 def test_all_ranks_start_from_rank_0s_file(small_root: Path, source: Path, tmp_path: Path) -> None:
     run = [*SMALL_CNN, f"data.root={small_root}", "trainer.max_steps=1", BODY]
-    starts = [f"transfer.from={source}", "transfer.from=only/on/rank/0"]
+    starts = [f"transfer.checkpoint={source}", "transfer.checkpoint=only/on/rank/0"]
     scores = run_ranks(2, begun, [*run, f"run_dir={tmp_path / 'run'}"], starts)
     assert scores[0] == scores[1]
     ours = checkpoint.load(checkpoint.resolve(tmp_path / "run"))["model"]
@@ -305,7 +316,7 @@ def test_all_ranks_start_from_rank_0s_file(small_root: Path, source: Path, tmp_p
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["transfer.from=' '"], r"transfer\.checkpoint=  is not allowed"),
+        (["transfer.checkpoint=' '"], r"transfer\.checkpoint=  is not allowed"),
         (["transfer.learning_rates={layers.0:0}"], "give a rate above 0 for each pattern"),
         (["transfer.learning_rates=[0.1]"], "give a rate above 0 for each pattern"),
         (["transfer.thaw_epoch=2"], "there is nothing to thaw"),

@@ -17,7 +17,8 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Logger, TrackingConfig, TrackingMode
 from dist_mnist.record.journal import Line, read_journal
 from dist_mnist.record.starts import read_starts
-from dist_mnist.tracking.tensorboard import CsvFile, start_loggers
+from dist_mnist.tracking.csv_file import CsvFile
+from dist_mnist.tracking.loggers import start_loggers
 from tests.support.configs import SMALL_DATA, make_config
 from tests.support.runs import run_once
 

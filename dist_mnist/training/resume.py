@@ -1,0 +1,164 @@
+"""Saving and restoring a run: what a checkpoint holds, and where a run continues."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_mnist.config import __version__
+from dist_mnist.config.errors import InputError, refusing
+from dist_mnist.config.schema import plain_config
+from dist_mnist.distributed.cpu_threads import chosen_by_user, usable_cores
+from dist_mnist.distributed.launcher import is_restart
+from dist_mnist.distributed.world import all_reduce_max, broadcast_object
+from dist_mnist.models.build import load_weights
+from dist_mnist.record import checkpoint
+from dist_mnist.training.progress import Progress
+from dist_mnist.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+# A run that continues must see the samples that are still due, with the network it began with.
+FIXED_FOR_A_RUN = (
+    "seed",
+    "data.name",
+    "data.normalize",
+    "data.validation_size",
+    "data.classes",
+    "data.samples_per_class",
+    "data.balance",
+    "trainer.global_batch_size",
+    "trainer.reproducible",
+    "transfer.freeze",
+    "transfer.learning_rates",
+    "transfer.thaw_epoch",
+)
+
+
+def checkpoint_content(state: TrainingState) -> dict[str, Any]:
+    """Return everything that is needed to continue; nothing in it depends on the world size."""
+    optimizer = state.optimizer.state_dict()
+    for group in optimizer["param_groups"]:  # a CUDA graph reads its learning rates from tensors
+        group["lr"] = float(group["lr"])
+    return {
+        "model": state.model.state_dict(),
+        "optimizer": optimizer,
+        "scaler": state.scaler.state_dict(),
+        "progress": asdict(state.progress),
+        "config": plain_config(state.config),
+        "normalization": asdict(state.splits.normalization),
+        "data": state.splits.fingerprint,
+        "cpu": {"threads": torch.get_num_threads(), "processes": state.world.local_size},
+        "classes": list(state.splits.classes),
+        "class_counts": state.splits.class_counts,
+        "versions": {"dist_mnist": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def resume(state: TrainingState, run_dir: Path) -> None:
+    """Restore the run directory's newest checkpoint, as rank 0 finds it, on every rank.
+
+    Raises:
+        InputError: It cannot be read, or is of another run.
+    """
+    found = checkpoint.newest(run_dir) if state.world.is_main else None
+    (was_started,) = all_reduce_max(state.world, [is_restart()])  # some agents may not count it
+    if found is None and state.world.is_main and was_started:
+        logger.warning(
+            "this launch was started before, but run_dir=%s holds no checkpoint: starting from the "
+            "beginning. If there was one, it was in another run_dir, or on storage that this "
+            "machine does not see.",
+            run_dir,
+        )
+    found = broadcast_object(state.world, found)
+    if found is not None:
+        restore(state, found)
+
+
+def restore(state: TrainingState, content: dict[str, Any]) -> None:
+    """Continue from a checkpoint, with the optimizer's options from the current config.
+
+    Raises:
+        InputError: The checkpoint is of another network, or of data in another order.
+    """
+    described = {key: content[key] for key in ("config", "data", "normalization")}
+    saved = json.loads(json.dumps(described, default=str))  # a tensor cannot be compared
+    _check_same_run(plain_config(state.config), saved["config"])
+    _check_same_data(state, saved)
+    options = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in state.optimizer.param_groups
+    ]
+    with refusing("the checkpoint does not fit this run"):
+        load_weights(state.model, content["model"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        _match_memory_format(state.optimizer)
+        if content["scaler"]:  # empty if the run has not used float16 so far
+            state.scaler.load_state_dict(content["scaler"])
+        state.progress = Progress.from_plain(content["progress"])
+    for group, chosen in zip(state.optimizer.param_groups, options, strict=True):
+        group.update(chosen)
+    _restore_threads(state, content["cpu"])
+
+
+def _restore_threads(state: TrainingState, saved: dict[str, Any]) -> None:
+    """Compute with as many threads as before, since the bits of a sum depend on their number.
+
+    The user's choice comes first, and so does the rule for another number of processes.
+    """
+    world, trainer = state.world, state.config.trainer
+    is_chosen = trainer.cpu_threads or trainer.reproducible or chosen_by_user(world.local_size)
+    threads, processes = saved.get("threads"), saved.get("processes")
+    if world.device.type != "cpu" or is_chosen or processes != world.local_size:
+        return
+    if isinstance(threads, int) and 1 <= threads <= 4 * usable_cores():
+        torch.set_num_threads(threads)
+
+
+def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+    """Lay out the optimizer's tensors like their parameters, as fused optimizers expect."""
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:
+    if _look_up(config, "transfer.checkpoint") and not _look_up(saved, "transfer.checkpoint"):
+        raise InputError(
+            "transfer.checkpoint cannot be used here, since this run began without one: leave it "
+            "out, or choose a new run_dir."
+        )
+    keys = (*FIXED_FOR_A_RUN, "optimizer._target_", *(f"model.{key}" for key in config["model"]))
+    for key in keys:
+        now, then = _look_up(config, key), _look_up(saved, key)
+        # An option that did not exist yet was not used.
+        if now != then and any(value and value != "none" for value in (now, then)):
+            raise InputError(
+                f"{key}={now} does not fit this run, which began with {key}={then}: "
+                f"set it back, or choose a new run_dir."
+            )
+
+
+def _check_same_data(state: TrainingState, saved: dict[str, Any]) -> None:
+    """Refuse other samples: some would be seen twice and others never."""
+    splits, root = state.splits, state.config.data.root
+    now = {**splits.fingerprint, "the normalization": asdict(splits.normalization)}
+    then = {**saved["data"], "the normalization": saved["normalization"]}
+    for name in ("training samples", "checksum of the training samples", "the normalization"):
+        if now[name] != then.get(name):
+            raise InputError(
+                f"the data in data.root={root} is not what this run began with: {name} was "
+                f"{then.get(name)} and is {now[name]}; put the old files back, or choose a new "
+                f"run_dir."
+            )
+
+
+def _look_up(config: dict[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
