@@ -2,26 +2,48 @@
 
 import ast
 import re
+import tokenize
+from pathlib import Path
 
 import pytest
 
 from tests.support.configs import CHECKOUT
+from tests.support.processes import python
 
 PACKAGE = CHECKOUT / "dist_mnist"
-# From the top down: a wing may import from itself and from the wings after it.
-WINGS = (
-    *("commands", "serve", "training", "digits", "report", "tracking", "folder"),
-    *("models", "data", "record", "distributed", "config"),
-)
+# From the top down: a wing may import from itself and from the wings after it. Each has a budget of
+# lines, about 5 % above its size when it was last raised: growth is a decision.
+BUDGETS = {
+    "commands": 880,
+    "serve": 765,
+    "training": 2410,
+    "digits": 960,
+    "report": 365,
+    "tracking": 760,
+    "folder": 770,
+    "models": 1000,
+    "data": 1890,
+    "record": 900,
+    "distributed": 1795,
+    "config": 985,
+}
+WINGS = [*BUDGETS]
+ROOMS_TO_DO_WITHOUT = ("digits", "folder", "serve")
+SPINE_LINES, SPINE_CODE = 4500, 2500
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
-# What a command shows before its work begins, so it must not wait for torch.
-LIGHT = [name for name in FILES if name.startswith(("__", "commands/", "config/"))]
+# A command line is read, and `--help` is printed, without waiting for torch.
+LIGHT = [name for name in FILES if name.startswith(("__", "config/"))]
+LIGHT += ["commands/__init__.py", "commands/cli.py"]
 LIGHT += [f"distributed/{name}.py" for name in ("cgroups", "cpu_threads", "signals", "launcher")]
-MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 300, 40, 6
+MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 300, 60, 6
+
+
+def text(name: str) -> str:
+    return FILES[name].read_text(encoding="utf-8")
 
 
 def tree(name: str) -> ast.Module:
-    return ast.parse(FILES[name].read_text(encoding="utf-8"))
+    return ast.parse(text(name))
 
 
 def imported(node: ast.AST) -> set[str]:
@@ -50,6 +72,29 @@ def wing(name: str) -> str:
     return name.split("/")[0]
 
 
+def code_lines(path: Path) -> int:
+    """Count the lines that are code: no docstrings, comments, blank lines or imports."""
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    left_out = [node for node in ast.walk(module) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    left_out += [
+        node.body[0]
+        for node in ast.walk(module)
+        if isinstance(node, described) and ast.get_docstring(node) is not None
+    ]
+    no_code = {line for node in left_out for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+    with path.open("rb") as file:
+        tokens = [*tokenize.tokenize(file.readline)]
+    trivial = (
+        *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING),
+        *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
+    )
+    lines = (
+        range(token.start[0], token.end[0] + 1) for token in tokens if token.type not in trivial
+    )
+    return len({line for span in lines for line in span} - no_code)
+
+
 @pytest.mark.parametrize("name", [name for name in FILES if wing(name) in WINGS])
 def test_imports_point_down(name: str) -> None:
     allowed = WINGS[WINGS.index(wing(name)) :]
@@ -61,11 +106,43 @@ def test_every_file_is_in_a_wing() -> None:
     assert {wing(name) for name in FILES if "/" in name} == set(WINGS)
 
 
+@pytest.mark.parametrize("name", WINGS)
+def test_a_wing_keeps_to_its_budget(name: str) -> None:
+    lines = sum(len(text(file).splitlines()) for file in FILES if wing(file) == name)
+    assert 0.9 * BUDGETS[name] <= lines <= BUDGETS[name]
+
+
 def test_there_is_no_circle() -> None:
     needs = {name: modules(imported(tree(name))) - {name} for name in FILES}
     while free := {name for name, others in needs.items() if not others & needs.keys()}:
         needs = {name: others for name, others in needs.items() if name not in free}
     assert not needs
+
+
+def test_the_trainer_needs_no_digits_folder_or_serve(tmp_path: Path) -> None:
+    missing = [f"dist_mnist.{room}" for room in ROOMS_TO_DO_WITHOUT]
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
+        "from dist_mnist.__main__ import main\n"
+        "main()\n"
+    )
+    arguments = ("experiment=smoke", "trainer.max_steps=3", "tracking=disabled")
+    done = python("-c", program, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("test accuracy ")
+
+
+def test_the_spine_is_an_evening() -> None:
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    _, _, rest = readme.partition("<!-- spine -->")
+    listed = re.findall(
+        r"^(dist_mnist/\S+\.py) ", rest.partition("<!-- /spine -->")[0], re.MULTILINE
+    )
+    paths = [CHECKOUT / path for path in listed]
+    assert {"dist_mnist/training/loop.py", "dist_mnist/training/step.py"} <= {*listed}
+    assert len({*listed}) == len(listed) > 20
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths) <= SPINE_LINES
+    assert sum(map(code_lines, paths)) <= SPINE_CODE
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if wing(name) != "distributed"])
@@ -89,7 +166,7 @@ def test_a_command_line_is_read_without_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_and_functions_are_small(name: str) -> None:
-    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= MOST_LINES_OF_A_FILE
+    assert len(text(name).splitlines()) <= MOST_LINES_OF_A_FILE
     for node in ast.walk(tree(name)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = min([node.lineno, *(part.lineno for part in node.decorator_list)])

@@ -1,6 +1,7 @@
 """The journal as TensorBoard's event file."""
 
 import logging
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -52,13 +53,14 @@ class TensorBoardRun(Tracker):
 
 
 def _clear(folder: Path) -> None:
-    """Delete earlier event files, and wait until a new file's name sorts behind theirs.
+    """Empty earlier event files, and wait until a new file's name sorts behind theirs.
 
-    An open TensorBoard only goes on to files that sort later, and names begin with a second.
+    An open TensorBoard stops at a file that is deleted, and only goes on to files whose names sort
+    later; they begin with the second in which they were made.
     """
     earlier = [*folder.glob("events.out.tfevents.*")]
     for path in earlier:
-        path.unlink()
+        os.truncate(path, 0)
     if earlier:
         time.sleep(1 - time.time() % 1)
 

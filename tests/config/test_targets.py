@@ -40,7 +40,7 @@ def test_torchvisions_networks_can_be_named() -> None:
         {"_target_": "torch.load", "f": "evil.pt"},
         {"_target_": "torch.utils.cpp_extension.load", "name": "x", "sources": []},
         {"_target_": "builtins.eval"},
-        {"_target_": "dist_mnist.commands.cli.fail"},
+        {"_target_": "dist_mnist.commands.cli.run_command_line"},
         {"_target_": "torch.optim.Adam", "params": []},
         {"_target_": "subprocess.Popen", "args": "touch intruded"},
         {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.getcwd"}]},

@@ -110,7 +110,7 @@ def _state(root: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Trai
     )
     with unset_fake_temporarily():
         splits = load_splits(config.data, config.seed)
-    for name in ("build_model", "try_out", "trains_on_one_image"):  # on the CPU, with real numbers
+    for name in ("build_model", "dry_run", "trains_on_one_image"):  # on the CPU, with real numbers
         monkeypatch.setattr(build, name, partial(_without_pretence, getattr(build, name)))
     train = ImageTensors(_fake(splits.train.resident().images), _fake(splits.train.labels))
     world = replace(SOLO, device=gpu())

@@ -319,7 +319,7 @@ def test_all_ranks_start_from_rank_0s_file(small_root: Path, source: Path, tmp_p
         (["transfer.checkpoint=' '"], r"transfer\.checkpoint=  is not allowed"),
         (["transfer.learning_rates={layers.0:0}"], "give a rate above 0 for each pattern"),
         (["transfer.learning_rates=[0.1]"], "give a rate above 0 for each pattern"),
-        (["transfer.thaw_epoch=2"], "there is nothing to thaw"),
+        (["transfer.thaw_epoch=2"], "nothing is frozen"),
         ([BODY, "transfer.thaw_epoch=1"], "it must be at least 2"),
         ([BODY, "transfer.thaw_epoch=9"], r"which has trainer\.epochs=5"),
         (["transfer.form=x"], r"Could not override 'transfer\.form'"),
