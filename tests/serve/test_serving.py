@@ -1,5 +1,6 @@
 """The command: where it listens, what it refuses, and how it ends."""
 
+import asyncio
 import base64
 import io
 import signal
@@ -52,6 +53,27 @@ def test_a_port_in_use_is_named(
         status, out, err = call(monkeypatch, capsys, "serve", f"port={port}")
     assert (status, out) == (1, "")
     assert err.startswith(f"error: port={port} is in use by another program: choose another one")
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    from dist_mnist.serve.server import listen
+
+    async def accepted_option() -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = listen("127.0.0.1", 0)
+        async with await asyncio.start_server(accept, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+            option = await asyncio.wait_for(accepted, 30)
+            writer.close()
+        return option
+
+    assert asyncio.run(accepted_option()) == 1
 
 
 @pytest.mark.parametrize(
