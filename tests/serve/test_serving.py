@@ -1,4 +1,4 @@
-"""The command: where it listens, what it refuses, and how it ends."""
+"""The command: its address, its errors, and its end."""
 
 import asyncio
 import base64
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.serve
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_is_under_way_finish(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_lets_requests_finish(tmp_path: Path, number: signal.Signals) -> None:
     picture = png(draw(7))
     with serving(cwd=tmp_path) as server, closing(HTTPConnection(server.address)) as connection:
         connection.putrequest("POST", "/predict")
         connection.putheader("Content-Type", "image/png")
         connection.putheader("Content-Length", str(len(picture)))
         connection.endheaders(picture[:100])
-        request(server, "GET", "/health")  # by now it has begun to read the picture
+        request(server, "GET", "/health")  # by now it is reading the picture
         server.process.send_signal(number)
         connection.sock.settimeout(1)
         with pytest.raises(TimeoutError):  # it waits for the rest
@@ -149,12 +149,12 @@ def test_a_network_of_a_folder_sees_whole_pictures(tmp_path: Path) -> None:
     assert seen.getpixel((4, 0)) == (0, 0, 0)  # a black bar: the aspect is kept
 
 
-def test_listening_beyond_this_machine_is_warned(tmp_path: Path) -> None:
+def test_listening_beyond_this_machine_warns(tmp_path: Path) -> None:
     with serving("host=0.0.0.0", cwd=tmp_path) as server:
         assert "warning: host=0.0.0.0 lets everyone who can reach this machine" in server.printed
 
 
-def test_a_network_that_fails_is_told_of(tmp_path: Path) -> None:
+def test_a_failing_network_is_reported(tmp_path: Path) -> None:
     trusted = "trusted_modules=[tests.support.networks]"
     fragile = ("model=mlp", "model._target_=tests.support.networks.Fragile", trusted)
     path = write_untrained(tmp_path / "fragile.safetensors", *fragile)
