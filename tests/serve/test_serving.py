@@ -116,6 +116,14 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_serving_needs_no_training(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['dist_mnist.training'] = None;"
+        "from dist_mnist.serve.app import build_app; build_app(None, []); print('built')"
+    )
+    assert python("-c", code, cwd=tmp_path).stdout == "built\n"
+
+
 def test_it_is_one_process(tmp_path: Path) -> None:
     done = torchrun(2, "serve", cwd=tmp_path)
     assert done.returncode != 0
