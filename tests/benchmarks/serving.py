@@ -16,7 +16,7 @@ from tests.benchmarks.measure import (
     table,
     write_record,
 )
-from tests.support.server import Server, serving
+from tests.support.server import Server, post, serving
 from tests.support.strokes import draw, png
 
 SECONDS = 10
@@ -47,6 +47,7 @@ def run(folder: Path, data: str, rounds: int = 3) -> None:
 
 def load(server: Server, script: Path, connections: int, seconds: int = SECONDS) -> dict[str, Any]:
     """Send requests one after the other on each connection; return wrk's figures and the memory."""
+    post(server, png(draw(7)))  # waits for the requests that the last load left in the queue
     options = ["--latency", "--timeout", "10s", "--threads", "1", "--duration", f"{seconds}s"]
     url = f"{server.url}/predict"
     said = run_program(
