@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
@@ -74,8 +74,11 @@ def build_app(checkpoint: str | None, trusted_modules: Sequence[str]) -> ASGIApp
 
 def _add_api(app: FastAPI, classifier: Classifier, description: Model) -> None:
     readers = ThreadPoolExecutor(min(usable_cores(), MOST_READERS), thread_name_prefix="reader")
-    read = answering(classifier)
-    blank = torch.zeros(1, *classifier.image_shape, dtype=torch.uint8)
+    turn = Lock()
+
+    def check() -> None:
+        with turn:
+            classifier(torch.zeros(1, *classifier.image_shape, dtype=torch.uint8))
 
     @app.post(
         "/predict",
@@ -89,14 +92,15 @@ def _add_api(app: FastAPI, classifier: Classifier, description: Model) -> None:
     async def predict(request: Request) -> Answer:
         """Read the digits in a picture: the first one, and the others in `more`."""
         content = await read_upload(request)
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(readers, read, content)
+            return await loop.run_in_executor(readers, read, classifier, turn, content)
         except InputError as error:
             raise HTTPException(422, str(error)) from error
 
     @app.get("/health", summary="Check that the network answers", response_description="It does.")
     async def health() -> Health:
-        await asyncio.to_thread(classifier, blank)
+        await asyncio.to_thread(check)
         return Health(status="ok")
 
     @app.get("/model", summary="Describe the network", response_description="The network.")
@@ -104,27 +108,24 @@ def _add_api(app: FastAPI, classifier: Classifier, description: Model) -> None:
         return description
 
 
-def answering(classifier: Classifier) -> Callable[[bytes], Answer]:
-    """Return a function from an uploaded picture to its answer, for threads.
+def read(classifier: Classifier, turn: Lock, content: bytes) -> Answer:
+    """Return the answer to an uploaded picture, in any thread.
 
-    The function raises an InputError if the content is not a picture, has no digit in it, or has
-    more than `MOST_DIGITS`.
+    The network computes while `turn` is held, because it need not be thread-safe.
+
+    Raises:
+        InputError: The content is not a picture, or it has no digit or over `MOST_DIGITS`.
     """
-    is_free = Lock()  # a network of the user's own need not be thread-safe
-
-    def answer(content: bytes) -> Answer:
-        digits = find_images(classifier, read_picture(content))
-        if not digits:
-            raise InputError("there is no digit in the picture.")
-        if len(digits) > MOST_DIGITS:
-            raise InputError(
-                f"the picture has {len(digits)} digits: send at most {MOST_DIGITS} at a time."
-            )
-        with is_free:
-            probabilities = classifier(stack(digits))
-        return to_answer(digits, probabilities, classifier.classes)
-
-    return answer
+    digits = find_images(classifier, read_picture(content))
+    if not digits:
+        raise InputError("there is no digit in the picture.")
+    if len(digits) > MOST_DIGITS:
+        raise InputError(
+            f"the picture has {len(digits)} digits: send at most {MOST_DIGITS} at a time."
+        )
+    with turn:
+        probabilities = classifier(stack(digits))
+    return to_answer(digits, probabilities, classifier.classes)
 
 
 def _add_page(app: FastAPI, path: str, name: str) -> None:

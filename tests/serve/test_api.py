@@ -9,7 +9,9 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from http.client import HTTPConnection
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -266,7 +268,7 @@ def test_the_network_is_described(server: Server) -> None:
 
 def test_the_network_answers_one_picture_at_a_time() -> None:
     from dist_mnist.models.classifier import load_classifier
-    from dist_mnist.serve.app import answering
+    from dist_mnist.serve.app import read
 
     classifier = load_classifier()
     inside, most_inside = [0], [0]
@@ -282,6 +284,6 @@ def test_the_network_answers_one_picture_at_a_time() -> None:
     classifier.model.register_forward_pre_hook(enter)
     classifier.model.register_forward_hook(leave)
     with ThreadPoolExecutor(4) as pool:
-        answers = [*pool.map(answering(classifier), [png(draw(3))] * 8)]
+        answers = [*pool.map(partial(read, classifier, Lock()), [png(draw(3))] * 8)]
     assert {answer.label for answer in answers} == {"3"}
     assert most_inside == [1]

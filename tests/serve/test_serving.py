@@ -79,7 +79,7 @@ def test_answers_do_not_wait_for_acknowledgements() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("port=70000", "port=70000 is not allowed: it must be from 1 to 65535"),
+        ("port=70000", "port=70000 is not allowed: it must be between 1 and 65535"),
         ("port=-1", "port=-1 is not allowed"),
         ("host=''", "host= is not allowed: it must be an address"),
         ("host=192.0.2.1", "host=192.0.2.1 is not an address of this machine"),
