@@ -33,7 +33,8 @@ def test_wheel_contents(wheel: Path) -> None:
     report = (CHECKOUT / "dist_mnist" / "report" / "web").iterdir()
     assert {f"report/web/{path.name}" for path in report} <= inside
     assert len([name for name in inside if name.endswith("-ubyte.gz")]) == 4
-    assert {f"serve/{name}" for name in ("page.html", "page.css", "page.js")} <= inside
+    assert {f"serve/{name}" for name in ("docs.html", "page.html", "page.css", "page.js")} <= inside
+    assert "style.css" in inside
     assert "models/shipped.safetensors" in inside
     assert {name.split("/")[0] for name in names} == {"dist_mnist", "dist_mnist-0.1.0.dist-info"}
 

@@ -15,7 +15,7 @@ PACKAGE = CHECKOUT / "dist_mnist"
 # lines, about 5 % above its size when it was last raised: growth is a decision.
 BUDGETS = {
     "commands": 880,
-    "serve": 765,
+    "serve": 555,
     "training": 2410,
     "digits": 960,
     "report": 365,

@@ -1,14 +1,11 @@
 """Serves the page where you draw a digit, and a JSON API."""
 
 import importlib.util
-import logging
 
 from dist_mnist.config.commands import ServeConfig
 from dist_mnist.config.errors import InputError
 from dist_mnist.distributed import launcher
 from dist_mnist.record.console import log_to_console
-
-logger = logging.getLogger(__name__)
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
@@ -26,11 +23,7 @@ def run(config: ServeConfig) -> None:
     from dist_mnist.serve.server import listen, serve
 
     log_to_console(is_main=True)
-    with listen(config.host, config.port) as socket:
-        from dist_mnist.serve.app import build_app
-        from dist_mnist.serve.network import load_network
+    with listen(config.host, config.port) as listener:
+        from dist_mnist.serve.app import build_app  # slow: a port in use is reported before it
 
-        network = load_network(config.checkpoint, config.trusted_modules)
-        model = network.describe()
-        logger.info("%s with %s parameters", model.network, f"{model.parameters:,}")
-        serve(build_app(network), socket)
+        serve(build_app(config.checkpoint, config.trusted_modules), listener)

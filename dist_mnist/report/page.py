@@ -20,7 +20,8 @@ from dist_mnist.record.journal import read_journal
 from dist_mnist.record.starts import read_starts
 
 PARTS = Path(__file__).with_name("web")
-SCRIPTS = ("elements", "charts", "matrix", "calibration", "timeline", "comparison", "page")
+STYLE = Path(__file__).parents[1] / "style.css"
+SCRIPTS = ("elements", "charts", "matrix", "calibration", "timeline", "comparison", "report")
 MOST_POINTS = 1500  # of a curve; a screen has no more columns
 
 
@@ -42,10 +43,15 @@ def render(runs: Sequence[Mapping[str, Any]]) -> str:
     names = ", ".join(str(run["name"]) for run in runs)
     # No text in the JSON can end the element that it stands in.
     data = json.dumps(_finite(runs), separators=(",", ":")).replace("<", "\\u003c")
-    page = (PARTS / "page.html").read_text(encoding="utf-8")
+    page = (PARTS / "report.html").read_text(encoding="utf-8")
     scripts = [(PARTS / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
-    filled = {"title": html.escape(names), "script": "\n".join(scripts), "runs": data}
-    for key in ("script", "title", "runs"):
+    filled = {  # from the last to the first, so that no text is taken for a placeholder
+        "script": "\n".join(scripts),
+        "runs": data,
+        "style": STYLE.read_text(encoding="utf-8"),
+        "title": html.escape(names),
+    }
+    for key in filled:
         before, _, after = page.partition("{{" + key + "}}")
         page = before + filled[key] + after
     return page

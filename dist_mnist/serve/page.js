@@ -1,9 +1,9 @@
 "use strict";
 (() => {
-  const SIDE = 280;               // pixels of the picture that is sent, whatever the screen
-  const CLOSEST = 0.004;          // shares of the canvas between two points of a stroke
-  const LARGEST = 1600;           // pixels that a photograph keeps on its longer side
-  const ASK_EVERY = 60;           // milliseconds, while you draw
+  const SIDE = 280;               // pixels of the picture sent to the server
+  const CLOSEST = 0.004;          // between two points of a stroke, in shares of the canvas
+  const LARGEST = 1600;           // pixels of a photograph's longer side when it is sent
+  const ASK_EVERY = 60;           // milliseconds between requests while drawing
   const IN_FLIGHT = 3;            // requests at a time
   const BARS = 10;
   const PAPER = "#ffffff", INK = "#000000";
@@ -12,10 +12,10 @@
   const pad = at("pad"), canvas = at("canvas"), answer = at("answer");
   const context = canvas.getContext("2d");
 
-  // What is on the paper: strokes, or one picture. Earlier states are kept for undo.
+  // The paper holds strokes or one picture. Earlier states are kept for undo.
   let paper = { strokes: [], picture: null };
   let history = [];
-  let boxes = [], chosen = 0;     // what was found, in shares of the picture, and which is shown
+  let boxes = [], chosen = 0;     // of the digits, in shares of the picture; the digit shown
 
   const isEmpty = () => !paper.strokes.length && !paper.picture;
   const pen = () => Number(document.querySelector("[name=pen]:checked").value);
@@ -40,8 +40,7 @@
   const clear = () => { stroke = null; if (!isEmpty()) change({ strokes: [], picture: null }); };
 
   // Drawing. A stroke is a list of points in shares of the canvas, so it is the same on any screen.
-  // The line goes through all of them: round where the pointer turned a little, with a corner where
-  // it turned by more than 60 degrees.
+  // The line goes through all points: smoothly, but with a corner at turns of over 60 degrees.
   const minus = ([x1, y1], [x2, y2]) => [x1 - x2, y1 - y2];
   const unit = ([x, y]) => { const size = Math.hypot(x, y) || 1; return [x / size, y / size]; };
 
@@ -76,7 +75,7 @@
     for (const stroke of paper.strokes) trace(context, side, stroke);
   }
 
-  // Where a picture lies on the square paper: as large as it can be, in the middle.
+  // The place of a picture on the square paper: centered, as large as fits.
   function frame(side) {
     const { width, height } = paper.picture ?? { width: 1, height: 1 };
     const scale = side / Math.max(width, height);
@@ -97,7 +96,7 @@
   function paint() {
     const side = Math.round(canvas.clientWidth * devicePixelRatio);
     if (canvas.width !== side) canvas.width = canvas.height = side;
-    const ink = getComputedStyle(pad).getPropertyValue("--ink");
+    const ink = getComputedStyle(pad).color;
     context.clearRect(0, 0, side, side);
     if (paper.picture) context.drawImage(paper.picture, ...frame(side));
     drawStrokes(context, side, ink);
@@ -205,7 +204,7 @@
       const picture = await createImageBitmap(file);
       change({ strokes: [], picture });
     } catch {
-      problem("This file is not a picture that the browser can read", "Try a PNG or a JPEG.");
+      problem("This file is not a picture that the browser can open", "Try a PNG or a JPEG.");
     }
   }
 
@@ -235,7 +234,7 @@
   at("undo").addEventListener("click", undo);
   at("clear").addEventListener("click", clear);
 
-  // Asking. Each request has a number, and an answer older than the one shown is dropped.
+  // Requests are numbered; an answer older than the one shown is dropped.
   let asked = 0, shown = 0, inFlight = 0, timer = null;
 
   function ask() {
@@ -246,7 +245,7 @@
   function forget() {
     clearTimeout(timer);
     timer = null;
-    shown = ++asked;                // whatever is on its way is too old now
+    shown = ++asked;                // answers still to come are too old
     answer.ariaBusy = "false";
     empty();
   }
@@ -257,18 +256,18 @@
     const number = ++asked;
     inFlight++;
     try {
-      const sheet = sheetToSend();  // as the paper is now: it may change while this one waits
+      const sheet = sheetToSend();  // of now: the paper may change while this request waits
       const response = await fetch("predict", { method: "POST", body: await encoded(sheet) });
       const isJson = response.headers.get("content-type") === "application/json";
       const content = isJson ? await response.json() : {};
       if (number > shown) {
         shown = number;
-        response.ok ? tell(content, sheet) : refuse(response.status, content);
+        response.ok ? accept(content, sheet) : refuse(response.status, content);
       }
     } catch {
       if (number > shown) {
         shown = number;
-        problem("The server does not answer", "Draw on to ask it again.");
+        problem("The server does not answer", "Keep drawing to try again.");
       }
     } finally {
       inFlight--;
@@ -295,34 +294,34 @@
     return new Promise((resolve) => sheet.toBlob(resolve, type, 0.92));
   }
 
-  // Telling.
+  // Answers.
   let digits = [];
   const percent = (share) => `${Math.min(Math.round(100 * share), share < 1 ? 99 : 100)}%`;
 
-  function tell(content, { width, height }) {
+  function accept(content, { width, height }) {
     digits = [content, ...content.more];
     chosen = Math.min(chosen, digits.length - 1);
     boxes = digits.map(({ box: [x1, y1, x2, y2] }) =>
       [x1 / width, y1 / height, x2 / width, y2 / height]);
-    write();
+    showAnswer();
   }
 
-  function write() {
-    answer.dataset.state = "told";
-    const isOne = digits.length === 1;
+  function showAnswer() {
+    answer.dataset.state = "answered";
+    const isSeveral = digits.length > 1;
     const numerals = digits.map((digit, number) => {
-      const part = document.createElement(isOne ? "span" : "button");
+      const part = document.createElement(isSeveral ? "button" : "span");
       part.textContent = digit.label;
       part.classList.toggle("unsure", !digit.sure);
-      if (!isOne) {
+      if (isSeveral) {
         part.type = "button";
         part.ariaPressed = String(number === chosen);
-        part.addEventListener("click", () => { chosen = number; write(); at("numerals").children[number].focus(); });
+        part.addEventListener("click", () => { chosen = number; showAnswer(); at("numerals").children[number].focus(); });
       }
       return part;
     });
     at("numerals").replaceChildren(...numerals);
-    at("numerals").classList.toggle("several", !isOne);
+    at("numerals").classList.toggle("several", isSeveral);
     at("numerals").classList.toggle("many", digits.length > 8);
     const { label, confidence, runner_up, sure, probabilities, picture } = digits[chosen];
     at("verdict").textContent = sure ? `${percent(confidence)} sure` : "Not sure";
@@ -363,11 +362,11 @@
   }
 
   function refuse(status, { detail }) {
-    const text = String(detail ?? "Draw on to ask again.");
-    problem(status < 500 ? "Nothing to read" : "The server is busy", text[0].toUpperCase() + text.slice(1));
+    const text = String(detail ?? "Keep drawing to try again.");
+    problem(status < 500 ? "No digit read" : "The server is busy", text[0].toUpperCase() + text.slice(1));
   }
 
-  // Ten bars: all digits in their order, or the ten likeliest of a longer list.
+  // Ten bars: the classes in order, or the ten most likely of more.
   let classes = [..."0123456789"];
 
   function bars(probabilities) {
@@ -377,12 +376,12 @@
     while (list.children.length < rows.length) list.append(bar());
     const most = Math.max(...rows.map((row) => row.share));
     rows.forEach(({ name, share }, number) => {
-      const item = list.children[number], [above, column, below, said] = item.children;
+      const item = list.children[number], [above, column, below, text] = item.children;
       item.classList.toggle("best", share > 0 && share === most);
       above.textContent = share >= 0.005 ? percent(share).slice(0, -1) : "";
       column.firstChild.style.transform = `translateY(${100 * (1 - share)}%)`;
       below.textContent = name;
-      said.textContent = `${name}: ${percent(share)}`;
+      text.textContent = `${name}: ${percent(share)}`;
     });
   }
 
@@ -398,7 +397,7 @@
     return item;
   }
 
-  // A screen reader hears an answer once it has settled, not every step on the way.
+  // A screen reader announces an answer once it has settled.
   let announcing = null;
   function announce(text, wait = 700) {
     clearTimeout(announcing);

@@ -1,4 +1,4 @@
-"""The socket and the server on it: where it listens, and how it ends."""
+"""The listening socket, and the server that runs on it until a signal comes."""
 
 import errno
 import ipaddress
@@ -17,12 +17,12 @@ from dist_mnist.distributed import signals
 logger = logging.getLogger(__name__)
 
 BACKLOG = 128  # connections that may wait to be accepted
-MOST_CONNECTIONS = 128  # at a time, each with a picture in memory; further ones get 503
-GRACE_SECONDS = 8  # for what is under way when a signal comes
+MOST_CONNECTIONS = 128  # at a time, each with a picture in memory; others are answered 503
+GRACE_SECONDS = 8  # for the requests under way when a signal comes
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, told to end by this package's signal handlers."""
+    """uvicorn, stopped by this package's signal handlers."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -33,22 +33,24 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens, so that whoever comes early waits instead of being refused.
+    """Return a listening socket; early clients wait on it until the server runs.
 
     Args:
         host: An address or a name of this machine.
-        port: 0 for any that is free.
+        port: 0 for any free one.
 
     Raises:
-        InputError: It cannot listen there.
+        InputError: The address is not this machine's, or the port cannot be used.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
         raise _not_an_address(host, error) from error
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off only where the protocol is named, and with it each answer
+    # on a kept connection waits 40 ms for the client's acknowledgement.
+    listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -63,7 +65,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
     if error.errno == errno.EADDRINUSE:
         return InputError(
             f"port={port} is in use by another program: choose another one, such as "
-            f"port={port + 1 if port < 65535 else 8000}, or port=0 for any that is free."
+            f"port={port + 1 if port < 65535 else 8000}, or port=0 for any free one."
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return InputError(f"port={port} is reserved for the system: choose one above 1023.")
@@ -73,29 +75,24 @@ def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
 def _not_an_address(host: str, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or one_line(error)
     return InputError(
-        f"host={host} is not an address of this machine ({reason}): use 127.0.0.1 for yourself "
-        f"alone, or 0.0.0.0 for everyone who can reach this machine."
+        f"host={host} is not an address of this machine ({reason}): use 127.0.0.1 for this machine "
+        f"only, or 0.0.0.0 for everyone who can reach it."
     )
 
 
 def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Answer requests until a signal comes, then finish what is under way and exit with 0.
-
-    Args:
-        app: The routes.
-        listener: What `listen` returned.
-    """
+    """Answer requests until a signal comes, finish those under way, and exit with status 0."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         logger.warning(
-            "warning: host=%s lets everyone who can reach this machine use the server; it asks for "
-            "no password",
+            "warning: host=%s lets everyone who can reach this machine use the server, without a "
+            "password",
             host,
         )
     config = uvicorn.Config(
         app,
-        lifespan="on",
+        lifespan="off",
         ws="none",
         log_level="warning",
         access_log=False,
@@ -105,10 +102,10 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     with signals.deferred():
-        logger.info("draw a digit at http://%s:%d (Ctrl-C ends the server)", shown, port)
+        logger.info("draw a digit at http://%s:%d (Ctrl-C stops the server)", shown, port)
         _Server(config).run(sockets=[listener])
         if not signals.requested():
-            raise RuntimeError("the server ended by itself")
+            raise RuntimeError("the server stopped without a signal")
         logger.info("ended by %s", signals.requested())
-        # Inside: outside, the signal would count as a training that was stopped early.
+        # Inside the block: after it, the signal would count as a training stopped early.
         sys.exit(0)

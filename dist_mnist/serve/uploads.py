@@ -1,4 +1,4 @@
-"""Request bodies: one picture each, within limits, whoever sends it."""
+"""Request bodies: one picture each, limited in size and time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,36 +9,60 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 10 * 1024 * 1024
-READING_SECONDS = 20.0  # a client that takes longer to send its picture is given up
+READING_SECONDS = 20.0  # for a client to send its picture
 
 FORM = "multipart/form-data"
 RAW = "application/octet-stream"
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff")
+
+# The OpenAPI description of the body, and the statuses of bodies that are refused.
+_BINARY = {"type": "string", "format": "binary"}
+_FORM = {
+    "schema": {
+        "type": "object",
+        "properties": {"file": _BINARY},
+        "required": ["file"],
+        "additionalProperties": False,
+    },
+    "encoding": {"file": {"contentType": ", ".join(PICTURES)}},
+}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "description": f"One picture of at most {MOST_BYTES // 2**20} MB.",
+        "content": {kind: {"schema": _BINARY} for kind in (*PICTURES, RAW)} | {FORM: _FORM},
+    }
+}
+PROBLEMS = {
+    408: f"The picture did not arrive within {READING_SECONDS:.0f} s.",
+    413: f"The picture is larger than {MOST_BYTES // 2**20} MB.",
+    415: "The content type is not an image.",
+    422: "The picture cannot be decoded, or there is no digit in it.",
+}
 
 
 async def read_upload(request: Request) -> bytes:
     """Return the picture in a request: the whole body, or the `file` of a form.
 
     Raises:
-        HTTPException: 408, it takes too long; 413, it is too large; 415, it is neither a picture
-            nor a form, by its own account; 422, it is empty, or not a whole form.
+        HTTPException: With a status of `PROBLEMS`, or 400 if the client has gone.
     """
     kind = request.headers.get("content-type", RAW).partition(";")[0].strip().lower()
     if kind != FORM and kind != RAW and not kind.startswith("image/"):
         raise HTTPException(
             415,
-            f"{kind or 'this'} is not a picture: send image/png, image/jpeg or another image type, "
-            f"or a form ({FORM}) with the picture as its file, as in `curl -F file=@seven.png`.",
+            f"content-type={kind} is not a picture: send image/png or another image type, or a "
+            f"form ({FORM}) with the picture as its file, as in `curl -F file=@seven.png`.",
         )
     try:
         read = _read_form(request) if kind == FORM else request.body()
         content = await asyncio.wait_for(read, READING_SECONDS)
     except asyncio.TimeoutError:
         raise HTTPException(
-            408, f"the picture took over {READING_SECONDS:.0f} s to come."
+            408, f"the picture did not arrive within {READING_SECONDS:.0f} s: send a smaller one."
         ) from None
     except ClientDisconnect:
-        raise HTTPException(400, "the client has gone.") from None
+        raise HTTPException(400, "the client closed the connection.") from None
     if not content:
         raise HTTPException(422, "the picture is empty: send its bytes.")
     return content
@@ -58,9 +82,9 @@ async def _read_form(request: Request) -> bytes:
 
 
 def limit_bodies(app: ASGIApp) -> ASGIApp:
-    """Wrap an app so that it never reads more than MOST_BYTES of a request.
+    """Wrap an app so that it never reads more than `MOST_BYTES` of a request.
 
-    The header is believed if it says too much; what it does not say is counted.
+    Too large a Content-Length is refused at once; otherwise bytes are counted as they arrive.
     """
 
     async def limited(scope: Scope, receive: Receive, send: Send) -> None:

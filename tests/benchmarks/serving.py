@@ -1,4 +1,4 @@
-"""The load that `dist-mnist serve` bears on this machine, by wrk on the loopback address."""
+"""The throughput and latency of `dist-mnist serve`, measured by wrk on the loopback address."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ from tests.benchmarks.measure import (
     table,
     write_record,
 )
-from tests.support.server import Server, serving
+from tests.support.server import Server, post, serving
 from tests.support.strokes import draw, png
 
 SECONDS = 10
@@ -30,7 +30,7 @@ UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
 def run(folder: Path, data: str, rounds: int = 3) -> None:
-    """Measure `POST /predict` with one connection and with many; write `serving.json`."""
+    """Measure `POST /predict` with 1, 8 and 64 connections; write `serving.json`."""
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing: apt-get install wrk")
     with tempfile.TemporaryDirectory() as name, serving(cwd=Path(name)) as server:
@@ -41,12 +41,13 @@ def run(folder: Path, data: str, rounds: int = 3) -> None:
             f"connections: {count}": partial(load, server, script, count) for count in CONNECTIONS
         }
         runs = in_turn(contenders, rounds)
-    results = {name: by_figure(of_one) for name, of_one in runs.items()}
+    results = {name: by_figure(measured) for name, measured in runs.items()}
     write_record(folder, "serving", results, summary(results))
 
 
 def load(server: Server, script: Path, connections: int, seconds: int = SECONDS) -> dict[str, Any]:
-    """Send as many requests as are answered; return what wrk counted, and the server's memory."""
+    """Send requests one after the other on each connection; return wrk's figures and the memory."""
+    post(server, png(draw(7)))  # waits for the requests that the last load left in the queue
     options = ["--latency", "--timeout", "10s", "--threads", "1", "--duration", f"{seconds}s"]
     url = f"{server.url}/predict"
     said = run_program(
@@ -71,7 +72,7 @@ def _percentile(said: str, number: int) -> float:
 
 
 def _memory(process: int) -> float:
-    """Return the most memory that a process has had, in MB (Linux)."""
+    """Return the peak memory of a process in MB (Linux)."""
     status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found is not None
@@ -80,8 +81,6 @@ def _memory(process: int) -> float:
 
 def summary(results: dict[str, Any]) -> str:
     """Return the table."""
-    rows = [
-        (name, *(Spread.of(values) for values in one.values())) for name, one in results.items()
-    ]
+    rows = [(name, *map(Spread.of, figures.values())) for name, figures in results.items()]
     columns = ("", "requests/s", "median, ms", "99th percentile, ms", "server's memory, MB")
     return table(columns, rows)

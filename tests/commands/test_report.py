@@ -156,7 +156,7 @@ def test_interruptions_are_told(browser: "Browser", tmp_path: Path) -> None:
     starts.write_text("\n".join([start, start, end.replace("finished", "stopped by SIGTERM"), ""]))
     with opened(browser, tmp_path, [run_dir]) as page:
         line = page.locator(".timeline").inner_text()
-        assert "killed: it noted no end" in line
+        assert "killed: it recorded no end" in line
         assert "stopped by SIGTERM" in line
         assert page.locator(".status").inner_text() == "stopped"
 
@@ -178,3 +178,13 @@ def test_page_fits_phones_and_dark_rooms(browser: "Browser", tmp_path: Path) -> 
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     with opened(browser, tmp_path, [run_dir], color_scheme="light") as page:
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+def test_everyone_can_read_the_page(browser: "Browser", tmp_path: Path, color_scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    run_dir = make_run(tmp_path / "run", width="1")
+    with opened(browser, tmp_path, [run_dir], color_scheme=color_scheme) as page:
+        violations = axe.run(page).response["violations"]
+        assert not [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in violations]

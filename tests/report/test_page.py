@@ -1,4 +1,4 @@
-"""The page's data: the journal's numbers, and nothing that a browser would have to fetch."""
+"""The report's data: the journal's numbers, in one file that fetches nothing."""
 
 import base64
 import io
@@ -43,8 +43,9 @@ def test_training_leaves_a_whole_report(small_root: Path, tmp_path: Path) -> Non
     assert end["step"] == run["epoch"]["step"][-1]
 
 
-def test_page_needs_nothing_else(tmp_path: Path) -> None:
+def test_page_fetches_nothing(tmp_path: Path) -> None:
     page = write_report(make_run(tmp_path / "run")).read_text()
+    assert "--accent: " in page  # the style of style.css
     without_data = page.replace(page[page.index('id="runs">') : page.index("</script>")], "")
     assert re.findall(r"""(?:src|href)=["']?([^"'\s>]+)""", without_data) == ["data:,"]
     assert "{{" not in re.sub(r"\$\{\{?", "", without_data)
@@ -73,7 +74,7 @@ def test_long_curves_keep_their_means(tmp_path: Path) -> None:
     assert len(render([run])) < 250_000
 
 
-def test_what_was_typed_is_told(tmp_path: Path) -> None:
+def test_overrides_are_listed(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run", dropout="0.5"))
     assert run["overrides"] == ["model.dropout=0.5"]
     assert run["typed"] == ["model.dropout"]
@@ -94,7 +95,7 @@ def test_folder_without_a_run_is_named(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_compared_runs_have_names_of_their_own(tmp_path: Path) -> None:
+def test_compared_runs_have_distinct_names(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / "a" / "0"), make_run(tmp_path / "b" / "0")]
     runs = data_of(render([read_run(folder) for folder in folders]))
     assert [run["name"] for run in runs] == [str(folder) for folder in folders]

@@ -1,4 +1,4 @@
-"""A server for each file of tests, with the network in the package, and its page in Chromium."""
+"""A server for each test file, with the network in the package, and its page in Chromium."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -22,9 +22,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def page(browser: "Browser", server: Server, request: pytest.FixtureRequest) -> "Iterator[Page]":
-    """The page; no error may be logged, and nobody but its server asked.
+    """The page, in a window with the options of a parameter.
 
-    A parameter is what the window is like.
+    Fails if the page logs an error or sends a request to any other server.
     """
     options = getattr(request, "param", DESK)
     context = browser.new_context(base_url=server.url, **options)

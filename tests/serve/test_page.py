@@ -1,4 +1,4 @@
-"""The page in a real Chromium: drawn on, read, and left without a mouse."""
+"""The page in a real Chromium: drawn on with mouse, finger and keyboard."""
 
 import dataclasses
 import io
@@ -52,7 +52,7 @@ def placed(drawing: Drawing, size: float, left: float, top: float, pen: float) -
     )
 
 
-# The ways of writing that are taught; all the others are in the slow test.
+# The ways of writing taught at school; the slow test has all the others.
 TAUGHT = (
     "round",
     "foot",
@@ -68,23 +68,23 @@ TAUGHT = (
 
 
 def taught(digit: int) -> Drawing:
-    """Return the first drawing of a digit that is written as it is taught."""
+    """Return the first drawing of a digit written the way schools teach it."""
     drawings = (draw(seed) for seed in itertools.count(digit, step=10))
     return next(drawing for drawing in drawings if drawing.way == TAUGHT[digit])
 
 
 STYLES: dict[str, Callable[[Drawing], Drawing]] = {
-    "small": lambda one: placed(one, 0.25, 0.4, 0.4, PENS[0]),
-    "large": lambda one: placed(one, 0.92, 0.04, 0.04, PENS[1]),
-    "off center": lambda one: placed(one, 0.35, 0.62, 0.62, PENS[1]),
-    "thin": lambda one: placed(one, 0.7, 0.2, 0.15, PENS[0]),
-    "thick": lambda one: placed(one, 0.7, 0.2, 0.15, PENS[2]),
-    "slanted": lambda one: moved(
-        placed(one, 0.55, 0.2, 0.2, PENS[1]), lambda p: (p[0] + 0.35 * (0.7 - p[1]), p[1])
+    "small": lambda drawing: placed(drawing, 0.25, 0.4, 0.4, PENS[0]),
+    "large": lambda drawing: placed(drawing, 0.92, 0.04, 0.04, PENS[1]),
+    "off center": lambda drawing: placed(drawing, 0.35, 0.62, 0.62, PENS[1]),
+    "thin": lambda drawing: placed(drawing, 0.7, 0.2, 0.15, PENS[0]),
+    "thick": lambda drawing: placed(drawing, 0.7, 0.2, 0.15, PENS[2]),
+    "slanted": lambda drawing: moved(
+        placed(drawing, 0.55, 0.2, 0.2, PENS[1]), lambda p: (p[0] + 0.35 * (0.7 - p[1]), p[1])
     ),
-    "fast": lambda one: dataclasses.replace(
-        placed(one, 0.6, 0.2, 0.2, PENS[1]),
-        strokes=tuple((*stroke[:-1:2], stroke[-1]) for stroke in one.strokes),
+    "fast": lambda drawing: dataclasses.replace(
+        placed(drawing, 0.6, 0.2, 0.2, PENS[1]),
+        strokes=tuple((*stroke[:-1:2], stroke[-1]) for stroke in drawing.strokes),
     ),
 }
 
@@ -102,7 +102,7 @@ def test_a_mouse_draws_all_ten(page: "Page") -> None:
     assert answers == [str(digit) for digit in range(10)]
 
 
-def test_a_mouse_draws_and_all_is_told(page: "Page") -> None:
+def test_a_mouse_draws_and_the_answer_is_complete(page: "Page") -> None:
     draw_by_mouse(page, SEVEN)
     assert settled_answer(page) == "7"
     assert "% sure" in page.locator("#verdict").inner_text()
@@ -187,7 +187,7 @@ def test_a_chosen_picture_is_read(page: "Page", tmp_path: Path) -> None:
     path.write_bytes(png(draw(2)))
     page.set_input_files("#file", path)
     wait_for(page, "#numerals", "2")
-    draw_by_mouse(page, SEVEN)  # a new sheet
+    draw_by_mouse(page, SEVEN)  # on a new sheet
     assert settled_answer(page) == "7"
 
 
@@ -217,23 +217,25 @@ def test_several_digits_are_read_together(page: "Page") -> None:
     assert page.locator("#bars .best .name").inner_text() == "4"
     page.locator("#numerals button").nth(2).click()
     assert page.locator("#bars .best .name").inner_text() == "2"
-    pressed = [one.get_attribute("aria-pressed") for one in page.locator("#numerals button").all()]
+    pressed = [
+        button.get_attribute("aria-pressed") for button in page.locator("#numerals button").all()
+    ]
     assert pressed == ["false", "false", "true"]
 
 
-def test_a_file_that_is_no_picture_is_told(page: "Page") -> None:
+def test_a_file_that_is_not_a_picture_is_reported(page: "Page") -> None:
     page.evaluate(GIVE, {"bytes": [1, 2, 3], "kind": "drop", "type": "image/png"})
     wait_for(page, "#verdict", "This file is not a picture")
 
 
-def test_a_picture_without_a_digit_is_told(page: "Page") -> None:
+def test_a_picture_without_a_digit_is_reported(page: "Page") -> None:
     stream = io.BytesIO()
     Image.new("RGB", (300, 200), "white").save(stream, "PNG")
     page.evaluate(GIVE, {"bytes": [*stream.getvalue()], "kind": "drop", "type": "image/png"})
     wait_for(page, "#runner-up", "There is no digit in the picture.")
 
 
-def test_a_server_that_has_gone_is_told(page: "Page") -> None:
+def test_a_lost_server_is_reported(page: "Page") -> None:
     page.route("**/predict", lambda route: route.abort())
     draw_by_mouse(page, ONE)
     settled_answer(page)
@@ -245,7 +247,7 @@ def test_a_server_that_has_gone_is_told(page: "Page") -> None:
 
 
 def test_it_says_when_it_is_not_sure(page: "Page") -> None:
-    """Scribbles: the words follow the server's own answer, and some of them are unclear."""
+    """Scribbles: the words match the server's answer, and some scribbles are unclear."""
     verdicts = set()
     for seed in range(8):
         zigzag = [[(0.2 + 0.1 * i, 0.2 + 0.6 * ((seed * i * i + i) % 3) / 2) for i in range(7)]]
@@ -306,7 +308,7 @@ def test_a_phone_shows_the_bars_at_once(page: "Page") -> None:
 
 
 @pytest.mark.parametrize("page", [{"reduced_motion": "reduce"}], indirect=True)
-def test_who_wants_no_motion_gets_none(page: "Page") -> None:
+def test_reduced_motion_turns_transitions_off(page: "Page") -> None:
     duration = "getComputedStyle(document.querySelector('.level')).transitionDuration"
     assert page.evaluate(duration) == "0s"
 
@@ -315,12 +317,12 @@ def test_who_wants_no_motion_gets_none(page: "Page") -> None:
     "page", [{"color_scheme": "light"}, {"color_scheme": "dark"}, PHONE], indirect=True
 )
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_nobody_is_shut_out(page: "Page", path: str) -> None:
+def test_everyone_can_use_the_pages(page: "Page", path: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
 
     def violations() -> list[Any]:
-        found: list[Any] = axe.run(page).response["violations"]
-        return [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+        rules: list[Any] = axe.run(page).response["violations"]
+        return [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in rules]
 
     page.goto(path)
     page.wait_for_timeout(300)
@@ -343,7 +345,7 @@ KEPT = "async () => [...new Uint8Array(await window.kept.arrayBuffer())]"
 
 
 def test_the_rasterizer_is_the_canvas(page: "Page") -> None:
-    """The page sends the same picture that tests/support/strokes.py makes of the strokes."""
+    """The page sends the picture that tests/support/strokes.py makes of the same strokes."""
     page.evaluate(KEEP)
     for seed in range(20):
         answer_to(page, draw(seed))

@@ -1,5 +1,6 @@
-"""The command: where it listens, what it refuses, and how it ends."""
+"""The command: its address, its errors, and its end."""
 
+import asyncio
 import base64
 import io
 import signal
@@ -22,14 +23,14 @@ pytestmark = pytest.mark.serve
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_is_under_way_finish(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_lets_requests_finish(tmp_path: Path, number: signal.Signals) -> None:
     picture = png(draw(7))
     with serving(cwd=tmp_path) as server, closing(HTTPConnection(server.address)) as connection:
         connection.putrequest("POST", "/predict")
         connection.putheader("Content-Type", "image/png")
         connection.putheader("Content-Length", str(len(picture)))
         connection.endheaders(picture[:100])
-        request(server, "GET", "/health")  # by now it has begun to read the picture
+        request(server, "GET", "/health")  # by now it is reading the picture
         server.process.send_signal(number)
         connection.sock.settimeout(1)
         with pytest.raises(TimeoutError):  # it waits for the rest
@@ -54,10 +55,31 @@ def test_a_port_in_use_is_named(
     assert err.startswith(f"error: port={port} is in use by another program: choose another one")
 
 
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    from dist_mnist.serve.server import listen
+
+    async def accepted_option() -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = listen("127.0.0.1", 0)
+        async with await asyncio.start_server(accept, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+            option = await asyncio.wait_for(accepted, 30)
+            writer.close()
+        return option
+
+    assert asyncio.run(accepted_option()) == 1
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("port=70000", "port=70000 is not allowed: it must be from 1 to 65535"),
+        ("port=70000", "port=70000 is not allowed: it must be between 1 and 65535"),
         ("port=-1", "port=-1 is not allowed"),
         ("host=''", "host= is not allowed: it must be an address"),
         ("host=192.0.2.1", "host=192.0.2.1 is not an address of this machine"),
@@ -94,6 +116,14 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_serving_needs_no_training(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['dist_mnist.training'] = None;"
+        "from dist_mnist.serve.app import build_app; build_app(None, []); print('built')"
+    )
+    assert python("-c", code, cwd=tmp_path).stdout == "built\n"
+
+
 def test_it_is_one_process(tmp_path: Path) -> None:
     done = torchrun(2, "serve", cwd=tmp_path)
     assert done.returncode != 0
@@ -127,12 +157,12 @@ def test_a_network_of_a_folder_sees_whole_pictures(tmp_path: Path) -> None:
     assert seen.getpixel((4, 0)) == (0, 0, 0)  # a black bar: the aspect is kept
 
 
-def test_listening_beyond_this_machine_is_warned(tmp_path: Path) -> None:
+def test_listening_beyond_this_machine_warns(tmp_path: Path) -> None:
     with serving("host=0.0.0.0", cwd=tmp_path) as server:
         assert "warning: host=0.0.0.0 lets everyone who can reach this machine" in server.printed
 
 
-def test_a_network_that_fails_is_told_of(tmp_path: Path) -> None:
+def test_a_failing_network_is_reported(tmp_path: Path) -> None:
     trusted = "trusted_modules=[tests.support.networks]"
     fragile = ("model=mlp", "model._target_=tests.support.networks.Fragile", trusted)
     path = write_untrained(tmp_path / "fragile.safetensors", *fragile)

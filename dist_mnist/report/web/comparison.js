@@ -15,10 +15,10 @@ function comparison(runs) {
 }
 
 function results(runs) {
-  const found = runs.map(summary);
-  const highest = most(found.map(({ accuracy }) => accuracy ?? 0));
+  const summaries = runs.map(summary);
+  const highest = most(summaries.map(({ accuracy }) => accuracy ?? 0));
   const rows = runs.map((run, index) => {
-    const { accuracy, loss, best, error, step, seconds, pace } = found[index];
+    const { accuracy, loss, best, error, step, seconds, pace } = summaries[index];
     const name = el("th", {}, el("i", { style: `background:${color(index)}` }), run.name);
     const kind = accuracy === highest ? "best" : null;
     const scores = [number(loss), percent(best[1]), percent(error)];
@@ -31,14 +31,14 @@ function results(runs) {
 
 function differences(runs) {
   const keys = [...new Set(runs.flatMap((run) => Object.keys(run.config)))].sort();
-  const known = runs.filter((run) => Object.keys(run.config).length);
-  const isSame = (key) => new Set(known.map((run) => run.config[key])).size === 1;
+  const configured = runs.filter((run) => Object.keys(run.config).length);
+  const isSame = (key) => new Set(configured.map((run) => run.config[key])).size === 1;
   const differing = keys.filter((key) => key !== "run_dir" && !isSame(key));
   const value = (run, key) =>
     el("td", { class: isTyped(run, key) ? "typed" : null }, run.config[key] ?? "–");
   const rows = differing.map((key) => [key, ...runs.map((run) => value(run, key))]);
-  const title = "What differs in the config";
-  if (!rows.length) return section(title, null, p("card", "Nothing: the configs are the same."));
+  const title = "Config differences";
+  if (!rows.length) return section(title, null, p("card", "None: the configs are the same."));
   const shown = table("wide texts", ["key", ...runs.map((run) => run.name)], rows);
-  return section(title, "what was typed is marked", div("card scroll", shown));
+  return section(title, "overrides are highlighted", div("card scroll", shown));
 }

@@ -1,8 +1,8 @@
 "use strict";
-// Nodes of the page, and how it writes numbers.
+// Elements of the page, and the format of numbers.
 
 const SVG = "http://www.w3.org/2000/svg";
-const COLORS = ["--train", "--validation", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
+const COLORS = ["accent", "orange", "green", "purple", "amber", "red", "teal", "muted"];
 
 function add(node, properties, children) {
   for (const [key, value] of Object.entries(properties)) {
@@ -21,23 +21,23 @@ const p = (kind, ...children) => el("p", { class: kind }, ...children);
 const bold = (text) => el("b", {}, text);
 const span = (...children) => el("span", {}, ...children);
 
-// A heading with what follows it; nothing if nothing follows.
+// A heading and its content; null without content.
 function section(title, note, ...parts) {
   if (!parts.some(Boolean)) return null;
   return el("section", {}, el("h2", {}, title, note && el("small", {}, note)), ...parts);
 }
 
-// head: titles; rows: lists of cells, each a text or a node of its own.
+// head: titles; rows: lists of cells, texts or elements.
 function table(kind, head, rows) {
-  const cell = (each, index) =>
-    each instanceof Node ? each : el(index ? "td" : "th", {}, String(each));
-  const titles = head.map((each) => el("th", {}, each));
-  const lines = rows.map((each) => el("tr", {}, ...each.map(cell)));
+  const cell = (content, index) =>
+    content instanceof Node ? content : el(index ? "td" : "th", {}, String(content));
+  const titles = head.map((title) => el("th", {}, title));
+  const lines = rows.map((cells) => el("tr", {}, ...cells.map(cell)));
   const body = el("tbody", {}, ...lines);
   return el("table", { class: kind }, el("thead", {}, el("tr", {}, ...titles)), body);
 }
 
-const color = (index) => `var(${COLORS[index % COLORS.length]})`;
+const color = (index) => `var(--${COLORS[index % COLORS.length]})`;
 const last = (values) => (values && values.length ? values[values.length - 1] : null);
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);

@@ -1,26 +1,26 @@
 "use strict";
-// When a run was started, how each start ended, and where the last one ran.
+// The starts of a run, the end of each, and the machine of the last.
 
 const DATE = { year: "numeric", month: "short", day: "numeric" };
 const TONES = { finished: "good", stopped: "warm", failed: "bad", killed: "bad" };
 
-const begins = (run) => run.starts.filter((each) => each.event === "start");
+const begins = (run) => run.starts.filter(({ event }) => event === "start");
 
-// A start that was killed has no end of its own: the journal's last line was its last sign of life.
+// A killed start recorded no end: the time of the journal's last line stands in for it.
 function attempts(run) {
-  const found = [];
-  for (const each of run.starts) {
-    const open = last(found);
-    if (each.event === "start") {
-      if (open && !open.to) open.to = Math.max(open.from, each.journal_time || open.from);
-      found.push({ from: each.time, first: each.step, to: null, last: null, kind: "killed" });
+  const attempts = [];
+  for (const { event, time, step, journal_time, reason } of run.starts) {
+    const open = last(attempts);
+    if (event === "start") {
+      if (open && !open.to) open.to = Math.max(open.from, journal_time || open.from);
+      attempts.push({ from: time, first: step, to: null, last: null, kind: "killed" });
     } else if (open) {
-      const word = each.reason.split(" ")[0];
+      const word = reason.split(" ")[0];
       const kind = word in TONES ? word : "failed";
-      Object.assign(open, { to: each.time, last: each.step, reason: each.reason, kind });
+      Object.assign(open, { to: time, last: step, reason, kind });
     }
   }
-  return found;
+  return attempts;
 }
 
 function status(run) {
@@ -31,23 +31,23 @@ function status(run) {
 
 function fate(attempt) {
   if (attempt.reason) return attempt.reason;
-  return attempt.to ? "killed: it noted no end" : "no end is noted: still running, or killed";
+  return attempt.to ? "killed: it recorded no end" : "still running, or killed";
 }
 
 function timeline(run) {
-  const found = attempts(run);
-  if (!found.length) return null;
-  const [from, to] = [found[0].from, last(found).to || last(found).from];
+  const all = attempts(run);
+  if (!all.length) return null;
+  const [from, to] = [all[0].from, last(all).to || last(all).from];
   const place = (at) => (100 * (at - from)) / (to - from || 1);
-  const bars = found.map((each) => {
-    const width = Math.max(0.4, place(each.to || each.from) - place(each.from));
-    const style = `left:${place(each.from)}%;width:${width}%`;
-    return el("i", { class: each.kind, style, title: fate(each) });
+  const bars = all.map((attempt) => {
+    const width = Math.max(0.4, place(attempt.to || attempt.from) - place(attempt.from));
+    const style = `left:${place(attempt.from)}%;width:${width}%`;
+    return el("i", { class: attempt.kind, style, title: fate(attempt) });
   });
   const ends = div("ends", span(time(from)), span(time(to)));
-  const list = el("ol", {}, ...found.flatMap((each, index) => entry(each, found[index - 1])));
-  const note = `${counted(found.length, "start")}, ${duration(to - from)} in all`;
-  return section("Time line", note, div("card timeline", div("bars", ...bars), ends, list));
+  const list = el("ol", {}, ...all.flatMap((attempt, index) => entry(attempt, all[index - 1])));
+  const note = `${counted(all.length, "start")}, ${duration(to - from)} in all`;
+  return section("Timeline", note, div("card timeline", div("bars", ...bars), ends, list));
 }
 
 function entry(attempt, before) {
@@ -63,11 +63,12 @@ function entry(attempt, before) {
 function origin(run) {
   const start = last(begins(run));
   if (!start) return null;
-  const facts = Object.entries({ ...start.machine, ...start.versions });
-  const known = facts.filter(([, value]) => value !== null);
+  const facts = Object.entries({ ...start.machine, ...start.versions }).filter(
+    ([, value]) => value !== null,
+  );
   const pair = ([key, value]) => el("div", {}, el("dt", {}, key), el("dd", {}, String(value)));
   const command = el("pre", { class: "command", title: "the command" }, start.command);
-  const list = el("dl", {}, ...known.map(pair));
+  const list = el("dl", {}, ...facts.map(pair));
   return section(
     "Where it ran",
     null,

@@ -1,12 +1,12 @@
 "use strict";
-// The page of one run, and what it shares with that of several.
+// The page of one run, and the parts that a comparison of runs uses too.
 
 const RUNS = JSON.parse(document.getElementById("runs").textContent);
 
 const points = (columns, x, y) =>
   (columns[x] || [])
     .map((at, index) => [at, (columns[y] || [])[index]])
-    .filter((each) => Number.isFinite(each[1]));
+    .filter(([, value]) => Number.isFinite(value));
 
 function summary(run) {
   const { test, epoch, step } = run;
@@ -34,7 +34,7 @@ function tiles(run) {
   return div(
     "tiles",
     test && tile("Test accuracy", percent(accuracy), right),
-    test && tile("Test loss", number(loss), "mean of an image"),
+    test && tile("Test loss", number(loss), "mean per image"),
     best[0] && tile("Best validation", percent(best[1]), `after epoch ${best[0]}`),
     seconds > 0 && tile("Training", duration(seconds), counted(epochs, "epoch")),
     pace && tile("Speed", integer(pace), "images per second"),
@@ -45,28 +45,32 @@ function tiles(run) {
 // ---- curves
 
 function curves(runs) {
-  const isOne = runs.length === 1;
-  const marks = isOne ? begins(runs[0]).map((each) => each.step) : [];
+  const marks = runs.length === 1 ? begins(runs[0]).map(({ step }) => step) : [];
   const scores = runs.flatMap((run) => run.epoch["validation/accuracy"] || []);
   const lowest = least(scores.filter(Number.isFinite).concat(scores.length ? [] : [0]));
-  // The first steps score next to nothing, so only the range near the validation scores is shown.
+  // Accuracy starts near zero, so only the range near the validation scores is shown.
   const low = 1 - Math.min(1, Math.max(0.01, 4 * (1 - lowest)));
   const digits = (count) => (value) => number(value, count);
   const share = (value) => percent(value, 10).replace(/\.?0+ %$/, " %");
   const thousands = (value) => (value >= 1e4 ? `${value / 1000}k` : integer(value));
   const accuracy = split(runs, "accuracy");
   const charts = [
-    chart("Loss", split(runs, "loss"), { log: true, marks, format: digits(3), tell: digits(4) }),
-    chart("Accuracy", accuracy, { marks, low, high: 1, format: share, tell: percent }),
-    chart("Learning rate", whole(runs, "learning_rate"), {
+    makeChart("Loss", split(runs, "loss"), {
+      log: true,
       marks,
       format: digits(3),
-      tell: digits(4),
+      formatPoint: digits(4),
     }),
-    chart("Images per second", whole(runs, "images_per_second"), {
+    makeChart("Accuracy", accuracy, { marks, low, high: 1, format: share, formatPoint: percent }),
+    makeChart("Learning rate", whole(runs, "learning_rate"), {
+      marks,
+      format: digits(3),
+      formatPoint: digits(4),
+    }),
+    makeChart("Images per second", whole(runs, "images_per_second"), {
       marks,
       format: thousands,
-      tell: integer,
+      formatPoint: integer,
     }),
   ];
   if (!charts.some(Boolean)) return null;
@@ -75,35 +79,35 @@ function curves(runs) {
 
 const source = (run, key) => (points(run.step, "step", key).length ? run.step : run.epoch);
 
-// A metric of the training and of the validation.
+// A metric in training and in validation.
 function split(runs, metric) {
   return runs.flatMap((run, index) => {
-    const isOne = runs.length === 1;
+    const isAlone = runs.length === 1;
     const [train, validation] = [`train/${metric}`, `validation/${metric}`];
-    const name = (part) => (isOne ? part : `${run.name}, ${part}`);
-    const look = { color: color(index), width: 1.2, opacity: isOne ? 0.75 : 0.45 };
+    const name = (part) => (isAlone ? part : `${run.name}, ${part}`);
+    const look = { color: color(index), width: 1.2, opacity: isAlone ? 0.75 : 0.45 };
     const before = { name: name("train"), points: points(source(run, train), "step", train) };
     const after = { name: name("validation"), points: points(run.epoch, "step", validation) };
     const both = [
       { ...before, ...look },
-      { ...after, color: color(isOne ? 1 : index), dots: true },
+      { ...after, color: color(isAlone ? 1 : index), dots: true },
     ];
-    return both.filter((each) => each.points.length);
+    return both.filter(({ points }) => points.length);
   });
 }
 
 function whole(runs, key) {
   return runs.map((run, index) => {
     const name = runs.length === 1 ? key.replaceAll("_", " ") : run.name;
-    const found = points(source(run, key), "step", key);
-    return { name, color: color(index), width: 1.4, points: found };
+    const values = points(source(run, key), "step", key);
+    return { name, color: color(index), width: 1.4, points: values };
   });
 }
 
 function hint() {
   const verb = matchMedia("(hover: none)").matches ? "Touch" : "Point";
   const reset = el("button", { class: "reset", onclick: () => zoom(null) }, "whole range");
-  return span(`${verb} to read, drag to zoom `, reset);
+  return span(`${verb} to read values, drag to zoom `, reset);
 }
 
 function legend(series) {
@@ -122,7 +126,8 @@ function legend(series) {
 
 // ---- the config
 
-const isTyped = (run, key) => run.typed.some((each) => key === each || key.startsWith(`${each}.`));
+const isTyped = (run, key) =>
+  run.typed.some((typed) => key === typed || key.startsWith(`${typed}.`));
 
 // Lets long dotted names break after their dots.
 const breakable = (text) =>
@@ -136,8 +141,8 @@ function config(run) {
   }
   if (!groups.size) return null;
   const typed = run.overrides.length
-    ? p("typed", "Typed: ", ...run.overrides.flatMap((each) => [el("code", {}, each), " "]))
-    : p("typed", "Nothing was typed: these are the defaults.");
+    ? p("typed", "Overrides: ", ...run.overrides.flatMap((text) => [el("code", {}, text), " "]))
+    : p("typed", "No overrides: these are the defaults.");
   const line = (key, group) => {
     const name = group === "run" ? key : key.slice(group.length + 1);
     const value = el("td", {}, ...breakable(run.config[key]));
@@ -148,7 +153,7 @@ function config(run) {
     return div("group", el("h3", {}, group), el("table", {}, body));
   });
   const shown = div("card config", typed, div("groups", ...blocks));
-  return section("Config", "what was overridden is marked", shown);
+  return section("Config", "overrides are highlighted", shown);
 }
 
 // ---- the page
