@@ -86,8 +86,8 @@ def test_results_have_noise_scales() -> None:
 
 def test_readme_has_the_share_of_drawings() -> None:
     results = read_record(RECORDS, "freehand")
-    count = sum(one["drawings"] for one in results.values())
-    ways = sum(len(of_one) for of_one in WAYS.values())
+    count = sum(row["drawings"] for row in results.values())
+    ways = sum(map(len, WAYS.values()))
     share = 100 * freehand.share_right(results)
     sentence = (
         f"It reads {share:.1f} % of {count:,} synthetic drawings "
