@@ -26,9 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_contents(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     inside = {name.removeprefix("dist_mnist/") for name in names if name.startswith("dist_mnist/")}
-    conf = {
-        f"conf/{path.relative_to(CHECKOUT / 'conf')}" for path in CHECKOUT.glob("conf/**/*.yaml")
-    }
+    conf = {f"conf/{path.relative_to(CHECKOUT / 'conf')}" for path in CHECKOUT.glob("conf/**/*.*")}
     assert conf <= inside
     report = (CHECKOUT / "dist_mnist" / "report" / "web").iterdir()
     assert {f"report/web/{path.name}" for path in report} <= inside

@@ -24,7 +24,7 @@ from tests.benchmarks import (
     time_to_accuracy,
     tuning,
 )
-from tests.benchmarks.measure import LINE_WIDTH, compact_json, read_record, write_record
+from tests.benchmarks.measure import LINE_WIDTH, Spread, compact_json, read_record, write_record
 from tests.support.configs import CHECKOUT
 from tests.support.digit_shapes import WAYS
 
@@ -48,6 +48,10 @@ SUMMARIES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+def text_of(path: str) -> str:
+    return (CHECKOUT / path).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", SUMMARIES)
 def test_results_has_the_tables_of_the_record(name: str) -> None:
     lines = SUMMARIES[name](read_record(RECORDS, name)).splitlines()
@@ -57,10 +61,13 @@ def test_results_has_the_tables_of_the_record(name: str) -> None:
     assert not [row for row in rows if row not in results.splitlines()]
 
 
-def test_the_readme_has_the_table_of_balance() -> None:
-    rows = balance.summary(read_record(RECORDS, "balance")).splitlines()
-    readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
-    assert not [row for row in rows if row not in readme]
+def test_manual_has_the_effect_of_balancing() -> None:
+    manual = text_of("conf/README.md").splitlines()
+    for choice, figures in read_record(RECORDS, "balance").items():
+        eights, accuracy = (
+            f"{100 * statistics.median(figures[name]):.1f} %" for name in ("recall", "accuracy")
+        )
+        assert f"| `data.balance={choice}` | {eights} | {accuracy} |" in manual
 
 
 def test_results_count_kills() -> None:
@@ -77,33 +84,74 @@ def test_results_have_noise_scales() -> None:
         assert f"{network['noise_scale']:,.0f} images" in results
 
 
-def test_the_readme_has_the_share_of_drawings() -> None:
+def test_readme_has_the_share_of_drawings() -> None:
     results = read_record(RECORDS, "freehand")
-    count = sum(one["drawings"] for one in results.values())
-    ways = sum(len(of_one) for of_one in WAYS.values())
-    said = f"Of {count:,} drawings by a program that writes digits in {ways} ways"
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    assert f"{said}, with many hands, {100 * freehand.share_right(results):.1f} % are" in readme
+    count = sum(row["drawings"] for row in results.values())
+    ways = sum(map(len, WAYS.values()))
+    share = 100 * freehand.share_right(results)
+    sentence = (
+        f"It reads {share:.1f} % of {count:,} synthetic drawings "
+        f"({ways} ways of writing the ten digits)."
+    )
+    assert sentence in text_of("README.md")
 
 
-def test_readme_has_the_speed_beside_others() -> None:
+def test_manual_has_the_speed_beside_others() -> None:
     rows = beside.summary(read_record(RECORDS, "beside")).splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     (mlp,), (cnn,) = ([c for c in cells if c[:3] == [name, "1", "1"]] for name in ("mlp", "cnn"))
     ours, alls = (
         [f"{float(c[place]):.0%}".replace("%", " %") for c in (mlp, cnn)] for place in (4, 6)
     )
-    said = (
-        f"network keeps {ours[0]} of its speed and the convolutional one {ours[1]}; with torch's "
-        f"own settings for threads it is {alls[0]} and {alls[1]}."
+    sentence = (
+        f"the MLP keeps {ours[0]} of its speed and the CNN {ours[1]}; "
+        f"torch's defaults keep {alls[0]} and {alls[1]}."
     )
-    assert said in (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert sentence in text_of("launch/README.md")
 
 
-def test_readme_has_the_accuracies_of_ten_samples() -> None:
-    readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
-    for accuracies in read_record(RECORDS, "finetune")["10"].values():
-        assert f"{100 * statistics.mean(accuracies):.1f} %" in readme
+def test_readme_has_the_speed_beside_other_loops() -> None:
+    times = [
+        _times_as_fast(measured["contenders"])
+        for measured in read_record(RECORDS, "peers").values()
+    ]
+    sentence = (
+        f"the MLP trains {times[0]:.2g} times (one process) and {times[1]:.2g} times (two) as fast "
+        f"as the fastest of four other loops; the CNN {times[2]:.2g} and {times[3]:.2g} times."
+    )
+    assert sentence in text_of("README.md")
+
+
+def _times_as_fast(contenders: dict[str, Any]) -> float:
+    """Return how many times the seconds of ours the fastest other loop takes."""
+    ours = contenders["dist_mnist"]["epoch_seconds"]
+    others = [name for name in contenders if not name.startswith("dist_mnist")]
+    assert len(others) == 4
+    return min(Spread.of_ratios(contenders[name]["epoch_seconds"], ours).median for name in others)
+
+
+def test_readme_has_the_time_to_accuracy() -> None:
+    ours = read_record(RECORDS, "time_to_990")["ours"]
+    accuracy = statistics.mean(100 * share for share in ours["test_accuracy"])
+    seconds = statistics.median(ours["training_seconds"])
+    sentence = (
+        f"`experiment=speed` reaches {accuracy:.2f} % in {seconds:.1f} s of training "
+        f"(mean of {len(ours['seed'])} seeds)."
+    )
+    assert sentence in text_of("README.md")
+
+
+def test_manual_has_the_accuracies_of_ten_samples() -> None:
+    manual = text_of("conf/README.md")
+    scratch, frozen, thawed = (
+        f"{100 * statistics.mean(read_record(RECORDS, 'finetune')['10'][way]):.1f} %"
+        for way in ("from scratch", "frozen features", "everything thawed")
+    )
+    sentence = (
+        f"the test accuracy is {scratch} from scratch, {thawed} with everything trained and "
+        f"{frozen} with frozen features."
+    )
+    assert sentence in manual
 
 
 @pytest.mark.parametrize("benchmark", [scaling, projection, finetune])

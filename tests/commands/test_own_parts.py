@@ -1,4 +1,4 @@
-"""The README's examples of a data set and a network of one's own, as they are printed there."""
+"""The manual's examples of a user's data set and network run exactly as printed there."""
 
 import re
 import shlex
@@ -11,14 +11,14 @@ from tests.support.configs import CHECKOUT
 from tests.support.processes import python
 from tests.support.runs import run_once
 
-README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+MANUAL = (CHECKOUT / "conf" / "README.md").read_text(encoding="utf-8")
 SHORT = ("trainer.max_steps=20", "trainer.global_batch_size=50", "trainer.device=cpu")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the files of the examples, which begin with a comment with their names."""
-    for name, text in re.findall(r"```\w+\n# (my_[\w/]+\.\w+)\n(.*?)```", README, re.DOTALL):
+    for name, text in re.findall(r"```\w+\n# (my_[\w/]+\.\w+)\n(.*?)```", MANUAL, re.DOTALL):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -26,8 +26,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def command(word: str) -> list[str]:
-    """Return the arguments of the README's only command with a word in it."""
-    (line,) = re.findall(rf"^python -m dist_mnist (.*{re.escape(word)}.*)$", README, re.MULTILINE)
+    """Return the arguments of the manual's only command with a word in it."""
+    (line,) = re.findall(rf"^python -m dist_mnist (.*{re.escape(word)}.*)$", MANUAL, re.MULTILINE)
     return shlex.split(line)
 
 

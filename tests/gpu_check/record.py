@@ -1,4 +1,4 @@
-"""The record of the checks on a GPU, and whether README and the code are still those it is of."""
+"""The record of the checks on a GPU, compared with the code and with the README and the manuals."""
 
 import hashlib
 import json
@@ -19,6 +19,8 @@ FILES = (
 )
 NOT_YET = "None of this has been run on a GPU yet."  # in README, as long as it is true
 HEADER = "| on one GPU | result |"  # of README's table of results
+# Held to the record; the README comes first.
+MANUALS = ("README.md", *(f"{folder}/README.md" for folder in ("conf", "launch", "tests")))
 # A figure in a line that speaks of a GPU, such as 1.2 ms on an H100.
 FIGURE = re.compile(r"(?=.*\b(GPUs?|[AHBLTV]\d{1,3})\b).*\d ?(%|ms|us|s|images/s)(\W|$)")
 

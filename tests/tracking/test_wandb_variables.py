@@ -151,11 +151,11 @@ def test_resume_must_find_a_run(
 
 
 @pytest.mark.slow
-def test_agent_runs_the_sweep_of_the_readme(
+def test_agent_runs_the_sweep_of_the_manual(
     server: WandbServer, small_root: Path, tmp_path: Path
 ) -> None:
-    readme = (CHECKOUT / "README.md").read_text()
-    (text,) = re.findall(r"```yaml\n# sweep\.yaml(.*?)```", readme, re.DOTALL)
+    manual = (CHECKOUT / "conf" / "README.md").read_text()
+    (text,) = re.findall(r"```yaml\n# sweep\.yaml(.*?)```", manual, re.DOTALL)
     sweep = yaml.safe_load(f"#{text}")
     assert sweep["command"] == ["python", "-m", "dist_mnist", "${args_no_hyphens}"]
     sweep["command"] += [*SMALL_DATA, f"data.root={small_root}", "trainer.max_steps=2"]
