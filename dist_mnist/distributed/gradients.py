@@ -1,4 +1,4 @@
-"""The mean of all ranks' gradients: DistributedDataParallel, and how its buckets are summed."""
+"""The mean of all ranks' gradients: DistributedDataParallel and the sum of its buckets."""
 
 import inspect
 import re
@@ -45,17 +45,13 @@ all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_te
 
 
 def parallelize(
-    model: nn.Module, world: World, trainer: TrainerConfig, comes_and_goes: bool = False
+    model: nn.Module, world: World, trainer: TrainerConfig, skips_parameters: bool = False
 ) -> nn.Module:
     """Wrap a module on its device so that backward averages the gradients over all ranks.
 
     Args:
         model: The bare module, already on `world.device`.
-        world: This process.
-        trainer: Whether batch norm takes its statistics over all ranks, whether gradients are sent
-            as bfloat16 (half the bytes, rounded), whether they accumulate over micro-batches, and
-            how long to wait for another rank.
-        comes_and_goes: Whether some parameters have no part in some steps, as far as is known;
+        skips_parameters: Whether some steps leave parameters without gradients, as far as is known;
             `trainer.find_unused_parameters` decides if it is set.
 
     Raises:
@@ -67,18 +63,18 @@ def parallelize(
         return model
     if trainer.sync_batch_norm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    looks = trainer.find_unused_parameters
-    finds_unused = comes_and_goes if looks is None else looks
+    chosen = trainer.find_unused_parameters
+    finds_unused = skips_parameters if chosen is None else chosen
     parallel_model = DistributedDataParallel(
         model,
-        # Gradients live in the buckets that are reduced: no copy out. One copy in stays, since
-        # gradients that are None are made anew; keeping them would cost an addition instead.
+        # Gradients are views of the reduced buckets, which saves the copy out. The copy in stays:
+        # keeping the gradients instead of setting them to None would cost an addition.
         gradient_as_bucket_view=True,
         # Every step runs the same layers, so DDP may plan once. Not together with no_sync: a
         # static graph then silently stops reducing (pytorch#187732).
         static_graph=trainer.micro_batch_size is None and not finds_unused,
         find_unused_parameters=finds_unused,
-        # Training does not use batch norm's running statistics; `broadcast_buffers` in world.py
+        # Training does not use batch norm's running statistics. `broadcast_buffers` in world.py
         # makes them equal before they are used, which saves a broadcast in every step.
         **NO_BUFFER_SYNC,
     )
@@ -91,7 +87,7 @@ def explaining_unused(model: nn.Module) -> Iterator[None]:
     """Turn DDP's complaint about parameters without gradients into a sentence that names them.
 
     Raises:
-        InputError: Parameters had no part in a step, and DDP did not look for such ones.
+        InputError: Parameters got no gradient in a step, and DDP did not look for them.
     """
     try:
         yield
@@ -102,7 +98,7 @@ def explaining_unused(model: nn.Module) -> Iterator[None]:
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         unused = [names[int(index)] for index in found[1].split()] if found else ["a parameter"]
         raise InputError(
-            f"{', '.join(unused[:5])} had no part in the last step, but in others: set "
+            f"{', '.join(unused[:5])} got no gradient in the last step, but did in earlier ones: set "
             f"trainer.find_unused_parameters=true."
         ) from error
 
@@ -110,11 +106,11 @@ def explaining_unused(model: nn.Module) -> Iterator[None]:
 def require_averaged(model: nn.Module) -> None:
     """Make sure that backward has averaged the gradients over all ranks.
 
-    DDP itself looks at the next forward pass, when the optimizer has made a step with the gradients
-    of this rank alone.
+    DDP itself checks at the next forward pass, after the optimizer has made a step with the
+    gradients of this rank alone.
 
     Raises:
-        RuntimeError: It has not, since a parameter had no part in the step.
+        RuntimeError: It has not, since a parameter got no gradient.
     """
     if isinstance(model, DistributedDataParallel):
         model._check_reducer_finalized()
@@ -131,7 +127,7 @@ def without_sync(model: nn.Module) -> Iterator[None]:
 
 
 def _choose_hook(model: DistributedDataParallel, world: World, trainer: TrainerConfig) -> None:
-    """Register the communication hook that sums gradients best here; a backend's own needs none."""
+    """Register the best communication hook for this world; the backend's own sum needs none."""
     compress, on_gpus = trainer.compress_gradients, world.device.type != "cpu"
     gradient_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     limit = GATHER_LIMIT_BYTES_ON_GPUS if on_gpus else GATHER_LIMIT_BYTES
@@ -142,7 +138,7 @@ def _choose_hook(model: DistributedDataParallel, world: World, trainer: TrainerC
     elif order_matters and world.size * gradient_bytes <= limit:
         _average_by_gathering(model, world, compress)
     elif on_gpus and compress:
-        # By way of a function: DDP refuses the hook by its name if there is no NCCL.
+        # Wrapped in a function: DDP refuses the hook itself if there is no NCCL.
         model.register_comm_hook(
             None, lambda _, bucket: default_hooks.bf16_compress_hook(_group(), bucket)
         )
@@ -189,7 +185,7 @@ def _average_by_gathering(
 ) -> None:
     """Let every rank sum all gradients itself, in the order of the ranks.
 
-    The order in which gloo and NCCL sum depends on where in its bucket a gradient lies, and DDP
+    The order in which gloo and NCCL sum depends on a gradient's place in its bucket, and DDP
     rearranges its buckets after the first step of a process: a run that continues would sum in
     another order.
     """
@@ -201,7 +197,7 @@ def _average_by_gathering(
         gathering = all_gather(gathered.view(-1), local, async_op=True)
 
         def sum_up(done: torch.futures.Future[Any]) -> torch.Tensor:
-            done.value()  # raises if a rank was lost: then what was gathered is not a gradient
+            done.value()  # raises if a rank was lost: the gathered bytes are not gradients then
             gradients.copy_(gathered[0])
             for others in gathered[1:]:
                 gradients.add_(others)
@@ -219,8 +215,8 @@ def tree_sum(world: World, rows: torch.Tensor) -> torch.Tensor:
     first half, and so on until one row is left.
 
     Args:
-        world: This process; the number of processes is a power of two.
-        rows: float of shape (rows, N), as many on every rank, a power of two; they are overwritten.
+        world: Its size is a power of two.
+        rows: float of shape (rows, N), the same power of two on every rank; they are overwritten.
 
     Returns:
         Shape (N,), the same bits on every rank.

@@ -1,4 +1,4 @@
-"""Reads what the launcher (torchrun, SLURM, submitit, a JobSet) says about this launch."""
+"""Reads the variables that a launcher sets: torchrun, SLURM, submitit, a JobSet."""
 
 import hashlib
 import os
@@ -14,17 +14,17 @@ from dist_mnist.distributed import signals
 
 REQUEUE_SECONDS = 60.0  # how long rank 0 may take to send the job back to the queue
 
-# What torchrun sets.
+# torchrun sets these.
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-# Launchers that tell their processes a rank and a size, but not where to meet. SLURM_NTASKS will
-# not do: in a batch script and in salloc it is the number of tasks that srun would start.
+# Launchers that set a rank and a size, but no address to meet at. SLURM_NTASKS cannot be used: in a
+# batch script and in salloc it is the number of tasks that srun would start.
 BARE_LAUNCHERS = {
     "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
     "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     "mpiexec": ("PMI_RANK", "PMI_SIZE"),
 }
-# What limits the accelerators that a process sees.
+# Variables that limit the accelerators a process sees.
 DEVICES_SHOWN = (
     *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     "ZE_AFFINITY_MASK",
@@ -37,10 +37,9 @@ WHAT_TO_TYPE = {
 
 
 class LaunchError(InputError):
-    """A mistake that all processes of a launch share, so that the first one alone reports it.
+    """A mistake that all processes of a launch share; only the first one reports it.
 
     Args:
-        message: The sentence.
         rank: This process among those that were launched.
     """
 
@@ -59,11 +58,11 @@ class Place(NamedTuple):
 
 
 def place() -> Place:
-    """Return this process's place among all; it is alone if no launcher says otherwise.
+    """Return this process's place among all; without a launcher's variables it is alone.
 
     Raises:
-        InputError: What the launcher says is no place.
-        LaunchError: The launcher started several processes and says only that.
+        InputError: The launcher's variables are inconsistent.
+        LaunchError: The launcher started several processes, but not as one group.
     """
     if not _is_set("RANK") and not _is_set("WORLD_SIZE"):
         _refuse_bare_launcher()
@@ -95,7 +94,7 @@ def meeting_place() -> tuple[str, int]:
             raise _wrong(f"{name} is not set, so the processes cannot meet")
     port = _number("MASTER_PORT", 0)
     if not 0 < port < 2**16:
-        raise _wrong(f"MASTER_PORT={port} is no port from 1 to 65535")
+        raise _wrong(f"MASTER_PORT={port} is not a port (1 to 65535)")
     address = os.environ["MASTER_ADDR"].strip()
     return address.removeprefix("[").removesuffix("]"), port  # an IPv6 address as in a URL
 
@@ -122,7 +121,7 @@ def _number(name: str, default: int) -> int:
 
 
 def _count(name: str) -> int:
-    """Return the number in a variable that this package can do without; 0 if there is none."""
+    """Return the number in an optional variable, or 0."""
     try:
         return _number(name, 0)
     except InputError:
@@ -130,9 +129,10 @@ def _count(name: str) -> int:
 
 
 def _refuse_bare_launcher() -> None:
-    """Refuse to be one of several processes that would each do the whole work without a word.
+    """Refuse to be one of several processes that would each train alone.
 
-    A terminal is no sign of that: `srun --ntasks=4 --pty bash` shows the first of four shells.
+    A process with a terminal is let through: `srun --ntasks=4 --pty bash` shows the first of four
+    shells.
     """
     sizes = {name: _count(size) for name, (_, size) in BARE_LAUNCHERS.items()}
     name = max(sizes, key=lambda name: sizes[name])  # mpirun may use srun to get to the nodes
@@ -150,8 +150,8 @@ def _refuse_bare_launcher() -> None:
 def sees_own_device() -> bool:
     """Return whether this process sees one accelerator, and other processes see others.
 
-    So do `srun --gpus-per-task=1` and scripts around a process. torchrun's processes all see what
-    torchrun sees, so one device there is one for all of them.
+    `srun --gpus-per-task=1` and wrapper scripts do that. torchrun's processes all see the same
+    devices, so a single device there is shared.
     """
     shown = (os.environ.get(name, "").strip() for name in DEVICES_SHOWN)
     return "TORCHELASTIC_RUN_ID" not in os.environ and any(
@@ -162,9 +162,9 @@ def sees_own_device() -> bool:
 def launch_id() -> str | None:
     """Return an id that is the same in every process and every restart of one launch.
 
-    A SLURM batch job keeps its number when it is requeued, and numbers its srun steps again from 0.
-    Elsewhere torchrun gives each launch an id, or "none"; then the agent, which is the parent of
-    its workers, identifies the launch. None if neither started this process.
+    A SLURM batch job keeps its number when it is requeued, and its srun steps are numbered from 0
+    again. Elsewhere torchrun gives each launch an id, or "none"; in that case the agent, the parent
+    of its workers, identifies the launch. None if neither started this process.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" in os.environ:
@@ -178,10 +178,10 @@ def launch_id() -> str | None:
 
 
 def is_restart() -> bool:
-    """Return whether torchrun, SLURM or a JobSet says that it has started this launch before.
+    """Return whether torchrun, SLURM or a JobSet counts this start as a restart.
 
-    It may be a restart even if they do not say so: torchrun does not count restarts in which
-    machines have joined or left.
+    It may be a restart even if they do not: torchrun does not count restarts in which machines
+    joined or left.
     """
     counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "JOBSET_RESTART_ATTEMPT")
     return any(_count(name) > 0 for name in counts)
@@ -191,7 +191,7 @@ def _start_time(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
             return stat.read().rpartition(")")[2].split()[19]
-    except OSError:  # no /proc, as on macOS: the process id alone has to do
+    except OSError:  # no /proc, as on macOS: the process id must be enough
         return ""
 
 
@@ -207,17 +207,17 @@ def is_cluster_job() -> bool:
 
 @contextmanager
 def cluster_job() -> Iterator[None]:
-    """Set up this process as one rank of a submitit job; requeue the job if it is told to stop.
+    """Set up this process as one rank of a submitit job; requeue the job after a signal.
 
-    submitit starts each process of a job by itself, without torchrun, and sends the job back to the
-    queue when its time is nearly over, whatever it is doing then. Here it may save its work first.
+    submitit starts each process of a job without torchrun, and sends the job back to the queue when
+    its time is nearly over, in the middle of anything. Here it saves its work first.
     """
     from submitit.helpers import TorchDistributedEnvironment
 
     for name in VARIABLES:
-        os.environ.pop(name, None)  # left over from where the job was submitted
+        os.environ.pop(name, None)  # left over from the submitting shell
     environment = TorchDistributedEnvironment()
-    # The first node by its address: its own name may point to loopback.
+    # The address of the first node: its name may resolve to loopback.
     environment.master_addr = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", environment.master_addr)
     environment.export(set_cuda_visible_devices=False)
     name = f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"
@@ -229,5 +229,5 @@ def cluster_job() -> Iterator[None]:
         # If another rank got the signal, this one does not know which signal it was.
         if signals.requested() in (name, None) and callable(requeue):
             requeue(signal.Signals[name], None)  # ends this process, if it is rank 0
-            signals.wait(REQUEUE_SECONDS)  # ending earlier might take rank 0 along
+            signals.wait(REQUEUE_SECONDS)  # ending earlier might end rank 0 too
         signals.end(signals.STOPPED)

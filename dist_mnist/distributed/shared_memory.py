@@ -24,7 +24,7 @@ class LostRankError(ConnectionError):
 
 
 def is_supported() -> bool:
-    """Return whether this system has what `SharedMemorySum` needs, and lets this process use it."""
+    """Return whether this system has memfd and descriptor passing, and lets this process use them."""
     if not (hasattr(os, "memfd_create") and hasattr(socket, "send_fds")):
         return False
     try:
@@ -35,7 +35,7 @@ def is_supported() -> bool:
 
 
 def bytes_needed(size: int, capacity: int) -> int:
-    """Return how much memory a sum of `capacity` bytes over `size` ranks takes in all."""
+    """Return the bytes that a sum of `capacity` bytes over `size` ranks needs in all."""
     return 2 * size * (capacity + -capacity % ALIGNMENT_BYTES)
 
 
@@ -46,7 +46,6 @@ class SharedMemorySum:
     name and disappears with the last process.
 
     Args:
-        rank: This process.
         size: The number of processes, all on this machine.
         name: The same on every rank, and unique on this machine.
         capacity: The size of the largest tensor in bytes.
@@ -69,7 +68,7 @@ class SharedMemorySum:
         memory = mmap.mmap(descriptor, total)
         os.close(descriptor)
         # Two halves, used in turn: when a rank writes into one half again, all ranks have read it,
-        # since all of them have reported writing into the other half since then.
+        # since they have all written into the other half since then.
         self._halves = torch.frombuffer(memory, dtype=torch.uint8).view(2, size, -1)
         self._turn = 0
 

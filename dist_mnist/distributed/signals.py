@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-# Sent by people, by schedulers, and by terminals that are closed; any of them may come repeatedly.
+# Sent by people, schedulers and closing terminals; each may come repeatedly.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 STOPPED = 75  # exit status of a run that was stopped early: start it again (EX_TEMPFAIL)
 INTERRUPTED = 130  # exit status that a shell expects from a program ended by Ctrl-C
@@ -32,7 +32,7 @@ _deferred = False
 class Stopped(BaseException):
     """A signal ends the run early; starting it again continues it.
 
-    Not an Exception, so that code which tries something that may fail does not catch it.
+    It is not an Exception, so that `except Exception` does not catch it.
     """
 
 
@@ -43,8 +43,8 @@ class AgreedStop(Stopped):
 def install() -> None:
     """Handle signals from now on: the first one raises `Stopped`, unless signals are deferred.
 
-    A signal that this process was started to ignore stays ignored, as with nohup. Under torchrun,
-    the death of the agent counts as SIGTERM (Linux): otherwise its workers would train on unseen.
+    A signal that was ignored when this process started stays ignored, as with nohup. Under
+    torchrun, the agent's death counts as SIGTERM (Linux): its workers would train on unseen.
     """
     parent = os.getppid()
     for number in SIGNALS:
@@ -75,7 +75,7 @@ def _receive(number: int, frame: FrameType | None) -> None:
 def _watch_for_signals() -> None:
     """End this process if a signal came but Python cannot run its handler.
 
-    That is so while torch waits for a message from a rank that is gone.
+    That happens while torch waits for a message from a rank that is gone.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -88,16 +88,16 @@ def _watch_for_signals() -> None:
         if not _received:
             os._exit(STOPPED)
         time.sleep(BLOCKED_SECONDS)
-        if not _deferred:  # the exception was raised but got lost
+        if not _deferred:  # the exception was raised but lost
             os._exit(STOPPED)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def end(status: int) -> NoReturn:
-    """End this process at once, whatever its threads and the other ranks do."""
+    """End this process at once, without waiting for threads or other ranks."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it any more
+        with suppress(AttributeError, OSError, ValueError):  # the stream or its pipe is closed
             stream.flush()
     os._exit(status)
 
@@ -108,9 +108,9 @@ def requested() -> str | None:
 
 
 def raise_if_stopped() -> None:
-    """Raise `Stopped` if a signal has come, in case the exception it raised then was lost.
+    """Raise `Stopped` if a signal has come, in case its exception was lost.
 
-    For one, Python drops an exception that a handler raises while C code loads a module.
+    For example, Python drops an exception that a handler raises while C code loads a module.
     """
     if _received:
         raise Stopped(_received[0].name)
@@ -118,12 +118,12 @@ def raise_if_stopped() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Only record signals: the code inside asks `requested`, and ends where it can.
+    """Only record signals inside: the code asks `requested` and ends at a good point.
 
-    After an exception they stay deferred, or a second signal would cut the clean-up short.
+    After an exception they stay deferred, so that a second signal does not interrupt the clean-up.
 
     Raises:
-        Stopped: A signal came before, or came inside and nobody asked.
+        Stopped: A signal came before, or came inside and was not acted on.
     """
     global _deferred
     raise_if_stopped()
@@ -141,7 +141,7 @@ def accept() -> None:
 
 
 def wait(seconds: float) -> bool:
-    """Wait until another signal comes, or until the time is up; return whether one came."""
+    """Wait for another signal or until the time is up; return whether one came."""
     global _deferred
     _deferred = True  # for good: this process is about to end
     before, deadline = len(_received), time.monotonic() + seconds

@@ -11,14 +11,10 @@ SECONDS_BETWEEN_QUESTIONS = 1.0
 
 
 class StopAgreement:
-    """Asks all ranks whether one of them was told to stop.
+    """Lets all ranks agree on whether one of them got a signal.
 
-    That takes a message between ranks, so it happens about once a second. The same message brings
-    the slowest rank's time since the last one, from which follows how many steps to wait for the
-    next.
-
-    Args:
-        world: This process.
+    That takes a message between ranks, so it happens about once a second. The same message carries
+    the slowest rank's time since the last one, which determines the steps until the next.
     """
 
     def __init__(self, world: World) -> None:
@@ -27,19 +23,20 @@ class StopAgreement:
         self._interval, self._steps_left = 1, 1
 
     def after_step(self) -> bool:
-        """Return whether to stop after this step; every rank must call it and gets one answer."""
+        """Return whether to stop after this step; every rank must call it and gets the same answer."""
         self._steps_left -= 1
         return self._steps_left <= 0 and self.now()
 
     def now(self) -> bool:
-        """Return whether to stop here; every rank must call it and gets one answer."""
+        """Return whether to stop here; every rank must call it and gets the same answer."""
         seconds = perf_counter() - self._asked_at
-        told, slowest = all_reduce_max(self._world, [signals.requested() is not None, seconds])
+        is_requested = signals.requested() is not None
+        stops, slowest = all_reduce_max(self._world, [is_requested, seconds])
         if self._world.size > 1:
             most = self._interval * SECONDS_BETWEEN_QUESTIONS / max(slowest, 1e-9)
             self._interval = max(1, int(min(most, 2 * self._interval)))
         self._steps_left, self._asked_at = self._interval, perf_counter()
-        return bool(told)
+        return bool(stops)
 
 
 def agreed_stop() -> signals.AgreedStop:
@@ -49,7 +46,7 @@ def agreed_stop() -> signals.AgreedStop:
 
 @contextmanager
 def ending_together(world: World) -> Iterator[None]:
-    """Let no rank end before rank 0 has saved: torchrun would notice, and end rank 0 as well."""
+    """Let no rank end before rank 0 has saved: torchrun would notice and end rank 0 too."""
     try:
         yield
     except signals.AgreedStop:

@@ -1,9 +1,9 @@
-"""Notices that a run stands still, and names the rank that the others are waiting for.
+"""Notices that a run makes no progress, and names the rank that the others are waiting for.
 
-The loop says where it is with `enter`. Every rank tells the others about once a second that it is
-alive, and its position. A rank that has not moved for too long looks at what the others told: one
-is silent (its process is stopped, or its machine is gone) or behind (slow, or stuck). One rank
-reports it, and all of them end.
+The loop reports its position with `enter`. About once a second, every rank sends a heartbeat with
+its position. A rank that has not moved for too long compares the others' heartbeats: one rank is
+silent (its process is stopped, or its machine is gone) or behind (slow, or stuck). One rank reports
+it, and all of them end.
 """
 
 import json
@@ -49,7 +49,7 @@ class Position(NamedTuple):
         step: The optimizer step in progress, from 1, or the last one done.
         phase: The place within that step; every rank passes through the same ones.
         since: When it was entered, in seconds of the monotonic clock; None if no rank waits here.
-        activity: Something that only this rank does on the way; "" for nothing.
+        activity: Work that only this rank does here; "" for none.
     """
 
     step: int
@@ -67,27 +67,27 @@ _position = Position(0, Phase.START_UP, None)
 
 
 def enter(phase: Phase, step: int) -> None:
-    """Say that this process has come to a place where ranks may wait for each other."""
+    """Report that this process has reached a place where ranks may wait for each other."""
     global _position
     _position = Position(step, phase, time.monotonic())
 
 
 def keep_alive() -> None:
-    """Say that this process is making progress where it is."""
+    """Report that this process is making progress in its place."""
     global _position
     if _position.since is not None:
         _position = _position._replace(since=time.monotonic())
 
 
 def pause() -> None:
-    """Say that from here on no rank waits for another."""
+    """Report that from here on no rank waits for another."""
     global _position
     _position = _position._replace(since=None, activity="the end")
 
 
 @contextmanager
 def during(activity: str) -> Iterator[None]:
-    """Say that this process does something that the other ranks do not do."""
+    """Report work that the other ranks do not do."""
     global _position
     outer = _position
     _position = outer._replace(since=time.monotonic(), activity=activity)
@@ -96,10 +96,10 @@ def during(activity: str) -> Iterator[None]:
 
 
 class Store(Protocol):
-    """A board on which ranks leave messages for each other, such as a `torch.distributed.Store`."""
+    """Messages between ranks by key, such as a `torch.distributed.Store`."""
 
     def set(self, key: str, value: str) -> None:
-        """Leave a message."""
+        """Store a message."""
 
     def multi_get(self, keys: list[str]) -> list[bytes]:
         """Return messages once all of them are there."""
@@ -121,9 +121,7 @@ def start(rank: int, size: int, open_store: Callable[[], Store], timeout_seconds
     """Watch this process from now on, on threads that end with it.
 
     Args:
-        rank: This process.
-        size: The number of processes.
-        open_store: Connects to where the ranks leave messages; it may fail or block.
+        open_store: Connects to the ranks' store; it may fail or block.
         timeout_seconds: How long this process may stay in one place.
     """
     interval = min(1.0, timeout_seconds / 10)
@@ -144,7 +142,7 @@ def _send_heartbeats(rank: int, open_store: Callable[[], Store], interval: float
             store.set(_key(rank), json.dumps(heartbeat))
             beat += 1
             time.sleep(interval)
-    except RuntimeError:  # the store has ended: so has the run, or another rank will report it
+    except RuntimeError:  # the store is gone: the run has ended, or another rank will report it
         return
 
 
@@ -157,8 +155,8 @@ def _watch(
         if position.since is not None and time.monotonic() - position.since > timeout:
             sentence, is_first = _diagnose(size, open_store, 3 * interval)
             if _position != position:
-                continue  # it moved at the last moment
-            # Every rank that waits comes to the same conclusion: the first one reports it.
+                continue  # it moved just now
+            # Every waiting rank comes to the same conclusion: the first one reports it.
             if is_first:
                 print(
                     f"[rank {rank}] error: no progress for {timeout:g} s "
@@ -173,14 +171,14 @@ def _watch(
 
 def _diagnose(size: int, open_store: Callable[[], Store], pause: float) -> tuple[str, bool]:
     """Return a sentence about the rank that is behind, and whether this is the first diagnosis."""
-    looks: list[list[Heartbeat]] = []
+    samples: list[list[Heartbeat]] = []
     order: list[int] = []
 
     def ask() -> None:
         store = open_store()
         for _ in range(2):
             texts = store.multi_get([*map(_key, range(size))])
-            looks.append([Heartbeat(*json.loads(text)) for text in texts])
+            samples.append([Heartbeat(*json.loads(text)) for text in texts])
             time.sleep(pause)
         order.append(store.add("diagnoses", 1))
 
@@ -188,12 +186,12 @@ def _diagnose(size: int, open_store: Callable[[], Store], pause: float) -> tuple
     asking.start()
     asking.join(ANSWER_SECONDS + 2 * pause)
     if not order:
-        return "rank 0, or the store that keeps the ranks' messages, does not answer", True
-    return _sentence(*looks), order == [1]
+        return "rank 0, or the store with the ranks' messages, does not answer", True
+    return _sentence(*samples), order == [1]
 
 
 def _sentence(before: list[Heartbeat], now: list[Heartbeat]) -> str:
-    """Return what two looks at all heartbeats, some time apart, say about the rank behind."""
+    """Return a sentence about the rank that is behind, from two samples of all heartbeats."""
 
     def place(rank: int) -> tuple[int, int]:
         return now[rank].step, now[rank].phase
