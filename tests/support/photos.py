@@ -65,8 +65,9 @@ def write_number(number: str, seed: int, size: tuple[int, int] = (900, 400)) -> 
         drawing = draw(10 * (seed * 100 + place) + int(digit))
         ink = ImageOps.invert(picture(drawing))
         hand = random.Random(f"{number} {seed} {place}")
-        ink = ImageOps.contain(ink.crop(ink.getbbox()), [round(cell * hand.uniform(0.4, 0.75))] * 2)
-        x, y = (cell * (0.5 + hand.uniform(-0.08, 0.08)) - side / 2 for side in ink.size)
+        side = round(cell * hand.uniform(0.4, 0.75))
+        ink = ImageOps.contain(ink.crop(ink.getbbox()), (side, side))
+        x, y = (cell * (0.5 + hand.uniform(-0.08, 0.08)) - extent / 2 for extent in ink.size)
         paper.paste(ink, (left + place * cell + round(x), top + round(y)))
     return np.asarray(paper) / 255
 
