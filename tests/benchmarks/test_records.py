@@ -15,7 +15,6 @@ from tests.benchmarks import (
     freehand,
     loop,
     peers,
-    projection,
     reproducible,
     residence,
     scaling,
@@ -71,12 +70,6 @@ def test_results_count_kills() -> None:
     assert row in (FOLDER / "RESULTS.md").read_text(encoding="utf-8").splitlines()
 
 
-def test_results_have_noise_scales() -> None:
-    results = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
-    for network in read_record(RECORDS, "projection")["networks"].values():
-        assert f"{network['noise_scale']:,.0f} images" in results
-
-
 def test_the_readme_has_the_share_of_drawings() -> None:
     results = read_record(RECORDS, "freehand")
     count = sum(one["drawings"] for one in results.values())
@@ -106,7 +99,7 @@ def test_readme_has_the_accuracies_of_ten_samples() -> None:
         assert f"{100 * statistics.mean(accuracies):.1f} %" in readme
 
 
-@pytest.mark.parametrize("benchmark", [scaling, projection, finetune])
+@pytest.mark.parametrize("benchmark", [scaling, finetune])
 def test_a_record_is_enough_for_the_picture(benchmark: Any, tmp_path: Path) -> None:
     name = benchmark.__name__.rpartition(".")[2]
     benchmark.draw(tmp_path / "picture.png", read_record(RECORDS, name))
