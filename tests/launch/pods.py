@@ -155,7 +155,8 @@ class Podman:
             scratch.type, scratch.mode = tarfile.DIRTYPE, 0o1777
             tar.addfile(scratch)
         path = f"{sysconfig.get_path('scripts')}:/usr/bin"
-        changes = [f"--change=ENV {value}" for value in (f"PATH={path}", "HOME=/tmp")]
+        variables = (f"PATH={path}", f"PYTHONPATH={CHECKOUT}", "HOME=/tmp")
+        changes = [f"--change=ENV {variable}" for variable in variables]
         self("import", *changes, "-", name, data=archive.getvalue())
 
 

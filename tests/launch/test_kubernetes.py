@@ -208,6 +208,7 @@ def newest_checkpoint(work: Path) -> int:
 
 
 @needs_podman
+@pytest.mark.slow
 def test_two_pods_train_as_one_process(podman: Podman, work: Path, undisturbed: str) -> None:
     pods = start(podman)
     assert podman.wait(pods) == [0, 0], podman.logs(pods)
@@ -227,6 +228,7 @@ def test_pod_stopped_at_start(podman: Podman) -> None:
 
 
 @needs_podman
+@pytest.mark.slow
 def test_killed_and_evicted_pods(podman: Podman, work: Path, undisturbed: str) -> None:
     """One pod ends, so all are ended and made anew, as by the JobSet; twice."""
     pods = start(podman, attempt=0, numProcPerNode=1)

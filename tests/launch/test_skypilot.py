@@ -122,6 +122,7 @@ def family(process: int) -> list[int]:
     return [process, *(each for child in children(process) for each in family(child))]
 
 
+@pytest.mark.slow
 def test_on_new_machines_the_run_goes_on(small_root: Path, tmp_path: Path) -> None:
     run_dir, whole = tmp_path / "runs" / "monday-1", tmp_path / "whole"
     arguments = (*TRAINING, f"data.root={small_root}", f"run_dir={whole}")

@@ -27,6 +27,7 @@ def test_two_nodes_match_one_process(
     assert ": 4 x " in (tmp_path / "job.log").read_text()
 
 
+@pytest.mark.slow
 def test_killed_worker_and_time_limit(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
@@ -46,6 +47,7 @@ def test_killed_worker_and_time_limit(
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_preempted_job_continues(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
@@ -90,6 +92,7 @@ def test_interrupted_job_continues(
     assert "to continue" in (tmp_path / "job.log").read_text()
 
 
+@pytest.mark.slow
 def test_sweep_survives_its_time_limit(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:

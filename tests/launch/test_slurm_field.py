@@ -79,6 +79,7 @@ def test_task_of_an_array_is_requeued_alone(cluster: Cluster, script: Path, tmp_
         assert cluster.show(f"{job}_{task}", "Restarts") == restarts
 
 
+@pytest.mark.slow
 def test_no_progress_is_a_failure(cluster: Cluster, script: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "last.safetensors"
     checkpoint.parent.mkdir(parents=True)
@@ -94,6 +95,7 @@ def test_no_progress_is_a_failure(cluster: Cluster, script: Path, tmp_path: Path
     assert not [*tmp_path.glob(".slurm-*")]
 
 
+@pytest.mark.slow
 def test_plain_srun_is_refused(cluster: Cluster, small_root: Path, tmp_path: Path) -> None:
     def srun(*options: str) -> str:
         return cluster.call(
