@@ -63,10 +63,10 @@ def test_the_readme_has_the_table_of_balance() -> None:
 
 
 def test_results_count_kills() -> None:
-    stories = json.loads((RECORDS / "faults.json").read_text(encoding="utf-8"))
-    kills = sum(len(story["instants"]) for story in stories)
-    torn, equal = (sum(story[key] for story in stories) for key in ("torn", "is_equal"))
-    row = f"| all | {len(stories)} | {kills} | {torn} | {equal} |"
+    runs = json.loads((RECORDS / "faults.json").read_text(encoding="utf-8"))
+    kills = sum(len(run["instants"]) for run in runs)
+    torn, equal = (sum(run[key] for run in runs) for key in ("torn", "is_equal"))
+    row = f"| all | {len(runs)} | {kills} | {torn} | {equal} |"
     assert row in (FOLDER / "RESULTS.md").read_text(encoding="utf-8").splitlines()
 
 
