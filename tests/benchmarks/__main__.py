@@ -43,7 +43,7 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    """Parse the command line and run what it names."""
+    """Parse the command line and run the benchmarks that it names."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--rounds", type=int, help="how often each contender runs, in turn")

@@ -72,8 +72,8 @@ def test_results_count_kills() -> None:
 
 def test_the_readme_has_the_share_of_drawings() -> None:
     results = read_record(RECORDS, "freehand")
-    count = sum(one["drawings"] for one in results.values())
-    ways = sum(len(of_one) for of_one in WAYS.values())
+    count = sum(row["drawings"] for row in results.values())
+    ways = sum(map(len, WAYS.values()))
     said = f"Of {count:,} drawings by a program that writes digits in {ways} ways"
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert f"{said}, with many hands, {100 * freehand.share_right(results):.1f} % are" in readme

@@ -89,7 +89,9 @@ def test_several_side_by_side_and_as_one(evaluated: Any, blurred: Path) -> None:
     assert [line.partition(" s -> ")[2] for line in results] == names
     accuracies = [float(line.split()[2]) for line in results]
     assert min(accuracies) > 0.9
-    assert [f"{100 * one:.2f}" for one in accuracies] == [line.split()[0] for line in lines[1:4]]
+    assert [f"{100 * accuracy:.2f}" for accuracy in accuracies] == [
+        line.split()[0] for line in lines[1:4]
+    ]
 
 
 def test_the_unseen_digits_of_qmnist(evaluated: Any, tmp_path: Path) -> None:

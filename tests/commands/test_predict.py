@@ -54,7 +54,7 @@ def test_folders_and_patterns(
     assert names[4:] == [str(pictures / "empty.GIF")]
 
 
-def test_what_is_no_picture_does_not_stop_the_rest(
+def test_a_broken_picture_does_not_stop_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("nowhere.png", "notes.txt", "no*thing.png", "2026.jpg")

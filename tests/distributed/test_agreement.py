@@ -1,4 +1,4 @@
-"""Ranks that were started differently are told so before they train."""
+"""Ranks that were started differently report it before they train."""
 
 import os
 from pathlib import Path
@@ -16,12 +16,12 @@ RUN = (*SMALL_DATA, "trainer.epochs=1", "model=mlp")
 
 
 def run_with_own(overrides: list[str], own: list[str]) -> None:
-    """Train; rank 1 has overrides of its own."""
+    """Train; rank 1 has additional overrides."""
     run_once([*overrides, *(own if os.environ["RANK"] == "1" else [])])
 
 
 @pytest.mark.parametrize(
-    ("own", "told"),
+    ("override", "message"),
     [
         ("optimizer.lr=0.5", "optimizer.lr differs between the ranks: 0.002 on rank 0, 0.5 on"),
         ("optimizer=sgd", "optimizer._target_ differs"),
@@ -32,15 +32,17 @@ def run_with_own(overrides: list[str], own: list[str]) -> None:
         ("data.balance=sample", "data.balance differs between the ranks: none on rank 0, sample"),
     ],
 )
-def test_setting_that_differs(own: str, told: str, small_root: Path, tmp_path: Path) -> None:
+def test_setting_that_differs(
+    override: str, message: str, small_root: Path, tmp_path: Path
+) -> None:
     overrides = [
         *RUN,
         f"data.root={small_root}",
         f"run_dir={tmp_path / 'run'}",
         "optimizer.lr=0.002",
     ]
-    with pytest.raises(InputError, match=told):
-        run_ranks(2, run_with_own, overrides, [own])
+    with pytest.raises(InputError, match=message):
+        run_ranks(2, run_with_own, overrides, [override])
     assert not (tmp_path / "run").exists()
 
 

@@ -157,7 +157,7 @@ def training(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
+        # A shell makes background programs ignore Ctrl-C, and children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:

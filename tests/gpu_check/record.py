@@ -8,7 +8,7 @@ from typing import Any
 
 CHECKOUT = Path(__file__).parents[2]
 RECORD = CHECKOUT / "tests" / "benchmarks" / "records" / "gpu_check.json"
-# What decides how a GPU computes: if one of these changes, what was recorded may no longer hold.
+# These decide how a GPU computes: if one changes, the record may no longer hold.
 FILES = (
     *("dist_mnist/training/step.py", "dist_mnist/training/cuda_graph.py"),
     *("dist_mnist/training/shards.py", "dist_mnist/training/finite.py"),
@@ -43,7 +43,7 @@ def changed_files(record: dict[str, Any], root: Path = CHECKOUT) -> list[str]:
 
 
 def summary(record: dict[str, Any]) -> list[str]:
-    """Return the rows of README's table of results: what has passed, and what it has found."""
+    """Return the rows of the README's table of results: each check, and its result."""
     gpu = record["checks"].get("machine", {}).get("gpu")
     return [
         f"| `{name}` | passed on an {gpu} |"

@@ -1,4 +1,4 @@
-"""The checks run where there is no GPU, and README claims of GPUs what the record holds."""
+"""The checks run without a GPU, and the README claims of GPUs only what the record holds."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_record_is_of_this_code() -> None:
 
 
 @pytest.mark.parametrize(
-    ("readme", "record", "told"),
+    ("readme", "record", "unsupported"),
     [
         (NOT_YET, None, []),
         ("", None, [f"missing: {NOT_YET}"]),
@@ -61,10 +61,10 @@ def test_record_is_of_this_code() -> None:
     ],
 )
 def test_claims_are_held_against_the_record(
-    readme: str, record: dict[str, Any] | None, told: list[str] | None
+    readme: str, record: dict[str, Any] | None, unsupported: list[str] | None
 ) -> None:
-    found = unsupported_claims(readme, record)
-    assert len(found) == 1 if told is None else found == told
+    claims = unsupported_claims(readme, record)
+    assert len(claims) == 1 if unsupported is None else claims == unsupported
 
 
 def test_record_names_what_has_changed(tmp_path: Path) -> None:

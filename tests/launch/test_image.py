@@ -129,8 +129,8 @@ def test_the_image_trains(image: Podman) -> None:
     (run_dir,) = (work / "outputs").iterdir()
     assert run_dir.stat().st_uid == 1000
     code = (
-        "from importlib.metadata import distributions as found\n"
-        "for each in found(): print(each.name, each.version)"
+        "from importlib.metadata import distributions\n"
+        "for package in distributions(): print(package.name, package.version)"
     )
     listed = image(*run, "--entrypoint=python", "dist-mnist", "-c", code)
     installed = dict(line.split() for line in listed.splitlines())

@@ -230,7 +230,7 @@ def test_pod_stopped_at_start(podman: Podman) -> None:
 @needs_podman
 @pytest.mark.slow
 def test_killed_and_evicted_pods(podman: Podman, work: Path, undisturbed: str) -> None:
-    """One pod ends, so all are ended and made anew, as by the JobSet; twice."""
+    """One pod ends, so all are ended and recreated, as by the JobSet; twice."""
     pods = start(podman, attempt=0, numProcPerNode=1)
     wait_for(podman, pods, lambda: newest_checkpoint(work) > 0)
     podman("kill", "--signal=KILL", container_of(pods[1]))

@@ -1,4 +1,4 @@
-"""launch/slurm.sh on a SLURM cluster of four virtual nodes, and what can happen to a job there."""
+"""launch/slurm.sh on a SLURM cluster of four virtual nodes: jobs that lose workers or time."""
 
 import sys
 from pathlib import Path

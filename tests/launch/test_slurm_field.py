@@ -17,7 +17,7 @@ NODES = ("n1", "n2")
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """A copy of the script under another name, beside one that only says what it was given."""
+    """A copy of the script under another name, beside one that only prints its arguments."""
     folder = tmp_path / "my launch"
     folder.mkdir()
     shutil.copy(LAUNCH / "slurm.sh", folder / "train.sbatch")

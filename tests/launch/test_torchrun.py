@@ -1,4 +1,4 @@
-"""launch/multi_node.sh on hosts of their own: who comes late, who is killed, who is cut off."""
+"""launch/multi_node.sh on separate hosts, which start late, are killed, or are cut off."""
 
 import os
 import signal
@@ -46,9 +46,9 @@ def log(folder: Path, host: Host) -> str:
 
 
 def world_sizes(folder: Path, host: Host) -> list[int]:
-    """Return how many processes there were at each start of which a host's rank 0 told."""
-    told = (line.split(" on cpu: ") for line in log(folder, host).splitlines())
-    return [int(line[1].split(" x ")[0]) for line in told if len(line) == 2]
+    """Return the number of processes at each start that a host's rank 0 has logged."""
+    lines = (line.split(" on cpu: ") for line in log(folder, host).splitlines())
+    return [int(line[1].split(" x ")[0]) for line in lines if len(line) == 2]
 
 
 def results(hosts: list[Host], folder: Path) -> list[str]:
@@ -175,7 +175,7 @@ def test_unreachable_head_is_refused(hosts: list[Host], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_plain_torchrun_says_what_it_lacks(
+def test_plain_torchrun_names_the_missing_variable(
     hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     run_dir = tmp_path / "run"
