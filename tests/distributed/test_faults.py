@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_mnist.distributed import shared_memory
+from dist_mnist.distributed import shared_memory, signals
 from dist_mnist.distributed.session import is_lost_contact
 from dist_mnist.distributed.signals import INTERRUPTED, STOPPED
 from dist_mnist.record import checkpoint
@@ -73,18 +73,30 @@ def test_killed_run_continues_exactly(tmp_path: Path) -> None:
     assert [run for run in runs if not run.is_equal] == []
 
 
+def run_with_handlers(overrides: list[str]) -> float:
+    signals.install()
+    return run_once(overrides)
+
+
 def test_signal_to_one_rank_stops_all(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*misbehaving(tmp_path, "SIGUSR1", rank=1), f"data.root={small_root}"]
+    with pytest.raises(signals.AgreedStop, match="a signal to another rank"):
+        run_ranks(2, run_with_handlers, overrides)
+    last = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert 5 <= last["progress"]["step"] < 16
+    run_ranks(2, run_once, overrides)
+    require_equal(tmp_path, 2, overrides)
+
+
+@pytest.mark.slow
+def test_torchrun_reports_a_stop(small_root: Path, tmp_path: Path) -> None:
     overrides = [*misbehaving(tmp_path, "SIGUSR1", rank=1), f"data.root={small_root}"]
     stopped = torchrun(2, *overrides, PYTHONPATH=str(CHECKOUT))
     assert stopped.returncode != 0
     assert stopped.stderr.count(f"exitcode  : {STOPPED} ") == 2
     assert stopped.stdout.count("stopped by a signal to another rank after step") == 1
-    step = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")["progress"][
-        "step"
-    ]
-    assert 5 <= step < 16
-    run_ranks(2, run_once, overrides)
-    require_equal(tmp_path, 2, overrides)
+    last = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert 5 <= last["progress"]["step"] < 16
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.launch, pytest.mark.usefixtures("no_job_is_left")]
 NODES = ("n1", "n2", "n3", "n4")
 
 
+@pytest.mark.slow
 def test_two_nodes_match_one_process(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
