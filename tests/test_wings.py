@@ -76,7 +76,9 @@ def code_lines(path: Path) -> int:
     """Count the lines that are code: no docstrings, comments, blank lines or imports."""
     module = ast.parse(path.read_text(encoding="utf-8"))
     described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    left_out = [node for node in ast.walk(module) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    left_out: list[ast.stmt] = [
+        node for node in ast.walk(module) if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     left_out += [
         node.body[0]
         for node in ast.walk(module)

@@ -232,7 +232,7 @@ def _verdict(results: Mapping[str, Any]) -> str:
     within = sum(abs(error) <= GOAL for error in errors)
     reached = "reached" if within == len(errors) else "NOT reached"
     load = results["load_average_before"]
-    others = f" Other programs were computing (load {load:.1f})." if load > BUSY_LOAD else ""
+    others = f" Other programs were running (load {load:.1f})." if load > BUSY_LOAD else ""
     return (
         f"Goal {reached}: {within} of {len(errors)} predictions are within {100 * GOAL:.0f} % of "
         f"what was measured; the worst is off by {100 * max(errors, key=abs):+.1f} %.{others}"

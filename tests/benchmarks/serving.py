@@ -80,8 +80,6 @@ def _memory(process: int) -> float:
 
 def summary(results: dict[str, Any]) -> str:
     """Return the table."""
-    rows = [
-        (name, *(Spread.of(values) for values in one.values())) for name, one in results.items()
-    ]
+    rows = [(name, *map(Spread.of, columns.values())) for name, columns in results.items()]
     columns = ("", "requests/s", "median, ms", "99th percentile, ms", "server's memory, MB")
     return table(columns, rows)

@@ -102,7 +102,7 @@ def test_standard_input(
     assert out.startswith("-: 2026 ")
 
 
-def test_save_draws_what_was_seen(
+def test_save_draws_the_digits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call(monkeypatch, capsys, "predict", "2026.jpg", "empty.GIF", "save=seen.png")
@@ -152,7 +152,7 @@ def test_names_of_classes_and_plain_pictures(
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_is_no_error(pictures: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(pictures: Path) -> None:
     code = (
         "import subprocess, sys; process = subprocess.Popen([sys.executable, '-m', 'dist_mnist', "
         "'predict', '.', '.'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True);"

@@ -142,7 +142,7 @@ def test_lost_rank_leaves_no_gradient(small_root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_process_has_its_own_status(small_root: Path, tmp_path: Path) -> None:
+def test_stopped_process_has_a_special_status(small_root: Path, tmp_path: Path) -> None:
     overrides = [*misbehaving(tmp_path, "SIGTERM"), f"data.root={small_root}"]
     stopped = python("-m", "dist_mnist", *overrides, PYTHONPATH=str(CHECKOUT))
     assert stopped.returncode == STOPPED
@@ -286,7 +286,7 @@ def test_slow_rank_is_named(small_root: Path, tmp_path: Path) -> None:
         assert sentence in error
 
 
-def test_a_rank_that_never_comes_is_named(small_root: Path, tmp_path: Path) -> None:
+def test_a_missing_rank_is_named(small_root: Path, tmp_path: Path) -> None:
     alone = python(
         *("-m", "dist_mnist", *misbehaving(tmp_path, "nothing"), f"data.root={small_root}"),
         "trainer.timeout_seconds=2",

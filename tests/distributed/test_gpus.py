@@ -108,7 +108,7 @@ def two_of_eight(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("script", ["local.sh", "multi_node.sh"])
 @pytest.mark.parametrize(("chosen", "count"), [({}, 2), ({"NPROC_PER_NODE": "3"}, 3)])
-def test_launchers_start_what_torch_sees(
+def test_launchers_count_the_gpus_of_torch(
     script: str, chosen: dict[str, str], count: int, two_of_eight: dict[str, str]
 ) -> None:
     where = {"NNODES": "1", "HEAD": "127.0.0.1:29400", "LAUNCH_ID": "one"}

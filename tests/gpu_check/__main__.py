@@ -67,10 +67,10 @@ def main() -> None:
     checks = run_all(
         arguments.only or list(CHECKS), arguments.device, arguments.budget, arguments.out
     )
-    bad = {name: found for name, found in checks.items() if found["ok"] is False}
-    for name, found in bad.items():
-        print(f"\n{name}: {json.dumps(found)[:2000]}")
-    sys.exit(bool(bad))
+    failed = {name: check for name, check in checks.items() if check["ok"] is False}
+    for name, check in failed.items():
+        print(f"\n{name}: {json.dumps(check)[:2000]}")
+    sys.exit(bool(failed))
 
 
 def run_here(name: str, device: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def file_hashes(root: Path = CHECKOUT) -> dict[str, str]:
 
 
 def changed_files(record: dict[str, Any], root: Path = CHECKOUT) -> list[str]:
-    """Return the files that are not those that the record is of."""
+    """Return the files that have changed since the record was made."""
     now = file_hashes(root)
     return [name for name, digest in record["files"].items() if now.get(name) != digest]
 
@@ -47,13 +47,13 @@ def summary(record: dict[str, Any]) -> list[str]:
     gpu = record["checks"].get("machine", {}).get("gpu")
     return [
         f"| `{name}` | passed on an {gpu} |"
-        for name, found in record["checks"].items()
-        if found["ok"]
+        for name, check in record["checks"].items()
+        if check["ok"]
     ]
 
 
 def unsupported_claims(readme: str, record: dict[str, Any] | None) -> list[str]:
-    """Return the lines of README that claim what no GPU has shown; the sentence that is missing."""
+    """Return the README's claims that no GPU has confirmed, and the sentence that is missing."""
     lines = readme.splitlines()
     rows: list[str] = []
     if HEADER in lines:

@@ -33,7 +33,7 @@ ROW = "| `machine` | passed on an H100 |"
 FIGURE = "On an H100, a step takes 0.2 ms."
 
 
-def test_readme_claims_what_the_record_holds() -> None:
+def test_readme_claims_match_the_record() -> None:
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert unsupported_claims(readme, read_record()) == []
 
@@ -67,7 +67,7 @@ def test_claims_are_held_against_the_record(
     assert len(claims) == 1 if unsupported is None else claims == unsupported
 
 
-def test_record_names_what_has_changed(tmp_path: Path) -> None:
+def test_record_names_changed_files(tmp_path: Path) -> None:
     for name in FILES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((CHECKOUT / name).read_bytes())
@@ -102,5 +102,5 @@ def test_rehearsal_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "gpu_check.json").read_text())
     expected = {name: None if entry.needs_gpu else True for name, entry in CHECKS.items()}
-    assert {name: found["ok"] for name, found in record["checks"].items()} == expected
+    assert {name: check["ok"] for name, check in record["checks"].items()} == expected
     assert changed_files(record) == []

@@ -39,7 +39,7 @@ def test_every_pin_is_a_name_and_a_version() -> None:
         assert re.fullmatch(r"[\w.+]+", version), name
 
 
-def test_the_pins_are_what_the_package_needs() -> None:
+def test_the_pins_match_the_requirements() -> None:
     needed = dependencies()
     assert "torch" in {requirement.name for requirement in needed}
     for requirement in needed:

@@ -87,7 +87,7 @@ POD_PATH = f"{JOB_PATH}.template.spec"
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_manifest_is_what_the_api_takes(name: str) -> None:
+def test_the_api_takes_a_manifest(name: str) -> None:
     manifest, check = CHECKS[name]
     check(manifest)
 
