@@ -1,1 +1,1 @@
-"""Tests: a file for each module, and one each for the launch, the package and the layers."""
+"""Tests: a folder for each wing of the package, and support/ for the helpers that they share."""

@@ -2,11 +2,11 @@
 
     python -m tests.faults --kills 200 --seed 1 --out faults.json
 
-Every way to kill is used in turn: one process, one rank of two, all ranks, torchrun itself, and a
-rank that torchrun starts again by itself (the plain command, with `--max-restarts`). Instants are
-drawn from the whole life of a launch, start-up and the unpacking of MNIST included. What a run
-leaves (weights, optimizer, best checkpoint, journal without its clock, test result) is compared by
-its hash with that of a run nobody touched.
+The kinds of kills take turns: one process, one rank of two, all ranks, torchrun itself, and a rank
+that torchrun restarts (with `--max-restarts`). Instants are drawn from the whole life of a launch,
+including start-up and the unpacking of MNIST. The result of a run (weights, optimizer, best
+checkpoint, journal without its clock, test accuracy) is hashed and compared with that of an
+undisturbed run.
 """
 
 import argparse
@@ -52,12 +52,12 @@ UNPACKING = ("model=linear", "trainer.max_steps=30", "trainer.checkpoint_every_s
 
 
 @dataclass
-class Story:
-    """The kills of one run, and whether it came out right.
+class KilledRun:
+    """The kills of one run, and whether its result equals that of an undisturbed run.
 
     Attributes:
         instants: Seconds after each launch at which it was killed.
-        torn: How many kills left a half-written temporary file behind.
+        torn: The number of kills that left a half-written temporary file.
         seconds: From the first launch to the end.
     """
 
@@ -84,7 +84,7 @@ def command(kind: str, root: Path, run_dir: Path) -> list[str]:
 
 
 def fingerprint(run_dir: Path) -> str:
-    """Return a hash of all that a finished run leaves, but for what depends on the clock."""
+    """Return a hash of everything in a finished run that does not depend on the clock."""
     import torch
 
     from dist_mnist.record import checkpoint
@@ -114,23 +114,23 @@ def fingerprint(run_dir: Path) -> str:
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that a process has started and that still run."""
-    found = []
+    """Return the running processes that a process has started."""
+    pids = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found += [int(child) for child in task.read_text().split()]
+            pids += [int(child) for child in task.read_text().split()]
         except OSError:
             continue
-    return found
+    return pids
 
 
-def kill(kind: str, launch: subprocess.Popen[bytes], dice: random.Random) -> bool:
-    """Kill what the kind says; return whether there was anything to kill."""
+def kill(kind: str, launch: subprocess.Popen[bytes], chance: random.Random) -> bool:
+    """Kill the processes that belong to a kind; return whether there were any."""
     if kind in ("process", "unpacking", "agent"):
         victims = [launch.pid]
     else:
         ranks = sorted(children(launch.pid))
-        victims = ranks if kind == "all ranks" else [dice.choice(ranks)] if ranks else []
+        victims = ranks if kind == "all ranks" else [chance.choice(ranks)] if ranks else []
     for victim in victims:
         try:
             os.kill(victim, signal.SIGKILL)
@@ -139,35 +139,37 @@ def kill(kind: str, launch: subprocess.Popen[bytes], dice: random.Random) -> boo
     return bool(victims)
 
 
-def play(kind: str, seed: int, kills: int, span: float, root: Path, run_dir: Path) -> Story:
-    """Launch a run, and launch it again whenever it has been killed, until it has finished.
+def run_with_kills(
+    kind: str, seed: int, kills: int, span: float, root: Path, run_dir: Path
+) -> KilledRun:
+    """Launch a run, and launch it again after each kill, until it finishes.
 
     Args:
         kind: One of `KINDS`.
-        seed: Of the instants and the victims.
-        kills: After so many it is left in peace.
-        span: Until how long after a launch to kill, in seconds.
+        seed: Determines the instants and the victims.
+        kills: After this many kills the run may finish.
+        span: Kill within this many seconds of a launch.
         root: The data folder.
         run_dir: A new run directory.
     """
-    story, dice, began = Story(kind, seed), random.Random(f"{kind} {seed}"), time.monotonic()
+    run, chance, began = KilledRun(kind, seed), random.Random(f"{kind} {seed}"), time.monotonic()
     log = run_dir.with_name(run_dir.name + ".log")
     for _ in range(kills + 2):
         with log.open("ab") as output:
             launch = subprocess.Popen(
                 command(kind, root, run_dir), stdout=output, stderr=subprocess.STDOUT
             )
-        story.launches += 1
+        run.launches += 1
         try:
-            while len(story.instants) < kills:
-                delay = dice.uniform(0.0, span)
+            while len(run.instants) < kills:
+                delay = chance.uniform(0.0, span)
                 if _ends_within(launch, delay):
                     break
-                if dice.random() < 0.5:  # a moment that is easily missed
+                if chance.random() < 0.5:  # few kills hit such a moment by chance
                     _wait_for_a_temporary_file(launch, run_dir)
-                if kill(kind, launch, dice):
-                    story.instants.append(round(delay, 3))
-                    story.torn += _has_temporary_file(run_dir)
+                if kill(kind, launch, chance):
+                    run.instants.append(round(delay, 3))
+                    run.torn += _has_temporary_file(run_dir)
                 if kind != "restart":
                     break
             _ends_within(launch, 120.0)
@@ -176,10 +178,10 @@ def play(kind: str, seed: int, kills: int, span: float, root: Path, run_dir: Pat
             launch.wait()
         if launch.returncode == 0:
             break
-    story.seconds = round(time.monotonic() - began, 1)
+    run.seconds = round(time.monotonic() - began, 1)
     if launch.returncode != 0:
-        story.error = log.read_text(errors="replace")[-2000:]
-    return story
+        run.error = log.read_text(errors="replace")[-2000:]
+    return run
 
 
 def _wait_for_a_temporary_file(launch: subprocess.Popen[bytes], run_dir: Path) -> None:
@@ -202,27 +204,27 @@ def _ends_within(launch: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def undisturbed(kind: str, root: Path, run_dir: Path) -> tuple[str, float]:
-    """Return the fingerprint of a run that nobody kills, and how long it took in seconds."""
+    """Return the fingerprint of a run without kills, and its duration in seconds."""
     began = time.monotonic()
     subprocess.run(command(kind, root, run_dir), check=True, capture_output=True)
     return fingerprint(run_dir), time.monotonic() - began
 
 
 def _reference(kind: str) -> str:
-    """Return a kind of run that must give the same: on so many ranks, of that data."""
+    """Return the kind whose undisturbed run has the same data and number of ranks."""
     return kind if kind in ("process", "unpacking") else "rank"
 
 
-def campaign(
+def kill_runs(
     kinds: Sequence[str], kills: int, kills_of_a_run: int, seed: int, folder: Path
-) -> list[Story]:
-    """Kill so many times in all, the kinds in turn, and compare every run with an undisturbed one.
+) -> list[KilledRun]:
+    """Kill runs of each kind in turn, and compare each with an undisturbed one.
 
     Args:
         kinds: Of `KINDS`.
-        kills: In all, at least.
-        kills_of_a_run: How often to kill one run before it may finish.
-        seed: Of everything that is random.
+        kills: At least this many in all.
+        kills_of_a_run: One run is killed this often before it may finish.
+        seed: Determines everything that is random.
         folder: An empty one.
     """
     root = make_small_root(folder / "data")
@@ -230,46 +232,46 @@ def campaign(
         reference: undisturbed(reference, root, folder / f"undisturbed {reference}")
         for reference in {_reference(kind) for kind in kinds}
     }
-    stories: list[Story] = []
-    while sum(len(story.instants) for story in stories) < kills:
-        kind = kinds[len(stories) % len(kinds)]
-        run_dir = folder / f"{kind} {len(stories)}"
+    runs: list[KilledRun] = []
+    while sum(len(run.instants) for run in runs) < kills:
+        kind = kinds[len(runs) % len(kinds)]
+        run_dir = folder / f"{kind} {len(runs)}"
         whole, span = expected[_reference(kind)]
-        story = play(kind, seed + len(stories), kills_of_a_run, span, root, run_dir)
-        story.is_equal = not story.error and fingerprint(run_dir) == whole
-        stories.append(story)
-        print(json.dumps(asdict(story)), flush=True)
-    return stories
+        run = run_with_kills(kind, seed + len(runs), kills_of_a_run, span, root, run_dir)
+        run.is_equal = not run.error and fingerprint(run_dir) == whole
+        runs.append(run)
+        print(json.dumps(asdict(run)), flush=True)
+    return runs
 
 
 def main() -> int:
-    """Run a campaign, print what it came to, and return 1 if any run came out otherwise."""
+    """Kill runs, print a summary, and return 1 if any run differs from its undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--kills-of-a-run", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--out", type=Path, help="a JSON file for every run's story")
+    parser.add_argument("--out", type=Path, help="a JSON file with a row for each run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        stories = campaign(
+        runs = kill_runs(
             options.kinds, options.kills, options.kills_of_a_run, options.seed, Path(folder)
         )
     kills, torn = Counter[str](), Counter[str]()
-    for story in stories:
-        kills[story.kind] += len(story.instants)
-        torn[story.kind] += story.torn
+    for run in runs:
+        kills[run.kind] += len(run.instants)
+        torn[run.kind] += run.torn
     for kind in options.kinds:
-        runs = [story for story in stories if story.kind == kind]
-        equal = sum(story.is_equal for story in runs)
+        of_kind = [run for run in runs if run.kind == kind]
+        equal = sum(run.is_equal for run in of_kind)
         print(
-            f"{kind:<10} {len(runs):>4} runs, {kills[kind]:>4} kills "
+            f"{kind:<10} {len(of_kind):>4} runs, {kills[kind]:>4} kills "
             f"({torn[kind]} while a checkpoint was being written): {equal} came out equal"
         )
     if options.out:
-        lines = ",\n".join(json.dumps(asdict(story)) for story in stories)
+        lines = ",\n".join(json.dumps(asdict(run)) for run in runs)
         options.out.write_text(f"[\n{lines}\n]\n")
-    return 0 if all(story.is_equal for story in stories) else 1
+    return 0 if all(run.is_equal for run in runs) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The rules of the house, checked by reading the syntax trees."""
+"""The rules of the layout, checked by reading the syntax trees."""
 
 import ast
 import re
@@ -47,25 +47,25 @@ def tree(name: str) -> ast.Module:
 
 
 def imported(node: ast.AST) -> set[str]:
-    """Return what is imported anywhere inside a node, as dotted names."""
-    found = set()
+    """Return all imports inside a node as dotted names."""
+    names = set()
     for inner in ast.walk(node):
         if isinstance(inner, ast.Import):
-            found |= {alias.name for alias in inner.names}
+            names |= {alias.name for alias in inner.names}
         elif isinstance(inner, ast.ImportFrom) and inner.module:
-            found |= {f"{inner.module}.{alias.name}" for alias in inner.names}
-    return found
+            names |= {f"{inner.module}.{alias.name}" for alias in inner.names}
+    return names
 
 
 def modules(names: set[str]) -> set[str]:
     """Return the files of this package that dotted names lead to."""
-    found = set()
+    files = set()
     for name in names:
         parts = name.split(".")
         if parts[0] == "dist_mnist":
             paths = ("/".join(parts[1:size]) + ".py" for size in range(len(parts), 1, -1))
-            found |= {path for path in paths if path in FILES}
-    return found
+            files |= {path for path in paths if path in FILES}
+    return files
 
 
 def wing(name: str) -> str:
@@ -76,7 +76,9 @@ def code_lines(path: Path) -> int:
     """Count the lines that are code: no docstrings, comments, blank lines or imports."""
     module = ast.parse(path.read_text(encoding="utf-8"))
     described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    left_out = [node for node in ast.walk(module) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    left_out: list[ast.stmt] = [
+        node for node in ast.walk(module) if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     left_out += [
         node.body[0]
         for node in ast.walk(module)
@@ -150,9 +152,9 @@ def test_only_one_wing_knows_torch_distributed(name: str) -> None:
     forbidden = ("torch.distributed", "torch.nn.parallel")
     assert not [path for path in imported(tree(name)) if path.startswith(forbidden)]
     words = {node.value for node in ast.walk(tree(name)) if isinstance(node, ast.Constant)}
-    # Whoever reports an error has to know the rank.
-    known = {"RANK"} if name in ("__main__.py", "commands/cli.py") else set()
-    assert not words & {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} - known
+    # Error messages name the rank.
+    allowed = {"RANK"} if name in ("__main__.py", "commands/cli.py") else set()
+    assert not words & {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} - allowed
 
 
 @pytest.mark.parametrize("name", LIGHT)

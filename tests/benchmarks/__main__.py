@@ -14,7 +14,6 @@ from tests.benchmarks import (
     freehand,
     loop,
     peers,
-    projection,
     reproducible,
     residence,
     scaling,
@@ -34,7 +33,6 @@ BENCHMARKS = {
     "time_to_995": time_to_accuracy.run_995,
     "time_to_997": time_to_accuracy.run_997,
     "scaling": scaling.run,
-    "projection": projection.run,
     "beside": beside.run,
     "balance": balance.run,
     "residence": residence.run,
@@ -45,7 +43,7 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    """Parse the command line and run what it names."""
+    """Parse the command line and run the benchmarks that it names."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--rounds", type=int, help="how often each contender runs, in turn")

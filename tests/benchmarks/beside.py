@@ -35,7 +35,9 @@ def run(folder: Path, data: str, rounds: int = 3) -> None:
         },
         rounds,
     )
-    results = {name: [one["images_per_second"] for one in of_one] for name, of_one in runs.items()}
+    results = {
+        name: [run["images_per_second"] for run in repeats] for name, repeats in runs.items()
+    }
     write_record(folder, "beside", results, summary(results))
 
 

@@ -1,7 +1,7 @@
 """Few samples of a class: from scratch, on frozen features of other classes, or all thawed.
 
 A network learns the digits 0 to 4, and then 5 to 9 from a few samples of each. Every seed has a
-first network, a choice of samples and an order of its own; the last state counts.
+different first network, choice of samples and order; the last state counts.
 """
 
 import statistics

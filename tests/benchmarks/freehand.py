@@ -24,7 +24,7 @@ def run(folder: Path, data: str, rounds: int = 2) -> None:
 
 
 def read_drawings(count: int) -> dict[str, Any]:
-    """Return, for each digit, how many drawings there were, and what the wrong ones were read as.
+    """Return for each digit the number of drawings, and a count of the wrong answers.
 
     Args:
         count: The drawings of the seeds 0 to count - 1.
@@ -40,7 +40,9 @@ def read_drawings(count: int) -> dict[str, Any]:
         answers = [answer_to(page, drawing) for drawing in drawings]
     results: dict[str, Any] = {}
     for digit in range(10):
-        read = [said for one, said in zip(drawings, answers, strict=True) if one.digit == digit]
+        read = [
+            said for drawing, said in zip(drawings, answers, strict=True) if drawing.digit == digit
+        ]
         wrong = Counter(said or "nothing" for said in read if said != str(digit))
         results[str(digit)] = {"drawings": len(read), "wrong": dict(wrong.most_common())}
     return results
@@ -48,18 +50,18 @@ def read_drawings(count: int) -> dict[str, Any]:
 
 def share_right(results: dict[str, Any]) -> float:
     """Return the share of all drawings that were read right."""
-    wrong = sum(sum(one["wrong"].values()) for one in results.values())
-    count: int = sum(one["drawings"] for one in results.values())
+    wrong = sum(sum(row["wrong"].values()) for row in results.values())
+    count: int = sum(row["drawings"] for row in results.values())
     return 1 - float(wrong) / count
 
 
 def summary(results: dict[str, Any]) -> str:
     """Return the goal and the table."""
     rows = []
-    for digit, one in results.items():
-        wrong = ", ".join(f"{count} as {said}" for said, count in one["wrong"].items())
-        rows.append((digit, one["drawings"], f"{100 * share_right({digit: one}):.1f} %", wrong))
-    count = sum(one["drawings"] for one in results.values())
+    for digit, row in results.items():
+        wrong = ", ".join(f"{count} as {said}" for said, count in row["wrong"].items())
+        rows.append((digit, row["drawings"], f"{100 * share_right({digit: row}):.1f} %", wrong))
+    count = sum(row["drawings"] for row in results.values())
     rows.append(("all", f"{count:,}", f"{100 * share_right(results):.2f} %", ""))
     columns = ("digit", "drawings", "read right", "the others")
     return f"goal: more than {100 * GOAL:.1f} %\n\n{table(columns, rows)}"

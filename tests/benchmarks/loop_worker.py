@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def build_steps(state: TrainingState, steps: int) -> dict[str, Step]:
-    """Return the steps to compare with ours, each with a network of its own."""
+    """Return the steps to compare with ours, each with a separate network."""
     world = state.world
     gradients = torch.zeros(sum(p.numel() for p in state.model.parameters()))
     built: dict[str, Step] = {
@@ -110,7 +110,7 @@ def in_ddp(
 
 
 def keep(_, bucket):  # type: ignore[no-untyped-def]
-    """Leave each rank's gradients as they are: DDP's own work, and no communication."""
+    """Leave each rank's gradients unchanged: DDP's other work, without communication."""
     done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     done.set_result(bucket.buffer())
     return done

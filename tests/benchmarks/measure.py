@@ -101,7 +101,7 @@ def run_program(command: Sequence[str], timeout: float = 1800, **environment: st
 
 
 def run_for_json(command: Sequence[str], **options: Any) -> dict[str, Any]:
-    """Run a program that prints a JSON object on a line of its own; add its `wall_seconds`."""
+    """Run a program that prints a JSON object on one line; add its `wall_seconds`."""
     started = time.perf_counter()
     output = run_program(command, **options)
     wall_seconds = time.perf_counter() - started
@@ -149,7 +149,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     """Return the results in a record.
 
     Raises:
-        SystemExit: There is no such record.
+        SystemExit: The record does not exist.
     """
     try:
         record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 After the command's own output, this prints a line of JSON with its `wall_seconds` and the
 `largest_process_mb`, the peak memory of its largest process.
 
-This must be a process of its own, and a small one without torch. The system keeps one maximum for
+This must be a separate, small process without torch. The system keeps one maximum for
 all children of a process, and a new process starts out with the memory that its parent held.
 """
 

@@ -120,7 +120,7 @@ def write_initial_weights(model: str, folder: Path) -> Path:
 
 
 def _is_possible(world_size: int) -> bool:
-    """Return whether each process gets a GPU of its own, or all of them compute on the CPU."""
+    """Return whether each process has a separate GPU, or all of them compute on the CPU."""
     possible = not torch.cuda.is_available() or world_size <= torch.cuda.device_count()
     if not possible:
         print(f"left out: {world_size} processes, too few GPUs", file=sys.stderr)

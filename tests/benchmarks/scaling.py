@@ -116,8 +116,8 @@ def run(folder: Path, data: str, rounds: int = 5) -> None:
 
 def _over_rounds(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Summarise a step over the rounds; `sd` is the median of their robust deviations."""
-    sd = statistics.median(each["robust_sd_seconds"] for each in rounds)
-    return {**asdict(Spread.of([each["median_seconds"] for each in rounds])), "sd": sd}
+    sd = statistics.median(times["robust_sd_seconds"] for times in rounds)
+    return {**asdict(Spread.of([times["median_seconds"] for times in rounds])), "sd": sd}
 
 
 def fit(results: Mapping[str, Any], kind: str) -> AllReduceCost:
@@ -157,12 +157,17 @@ def _shares(steps: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float, 
     the same chip, and to DDP, communication and waiting.
     """
     seconds = {mode: step["median"] for mode, step in steps.items()}
-    one, half = seconds["one process"], seconds["one process, half batch"]
+    alone, half = seconds["one process"], seconds["one process, half batch"]
     apart, apart_half = seconds["two apart"], seconds["two apart, half batch"]
     strong, weak = seconds["strong"], seconds["weak"]
     return {
-        "strong": (one / (2 * strong), one / (2 * half), half / apart_half, apart_half / strong),
-        "weak": (one / weak, 1.0, one / apart, apart / weak),
+        "strong": (
+            alone / (2 * strong),
+            alone / (2 * half),
+            half / apart_half,
+            apart_half / strong,
+        ),
+        "weak": (alone / weak, 1.0, alone / apart, apart / weak),
     }
 
 
@@ -227,7 +232,7 @@ def _verdict(results: Mapping[str, Any]) -> str:
     within = sum(abs(error) <= GOAL for error in errors)
     reached = "reached" if within == len(errors) else "NOT reached"
     load = results["load_average_before"]
-    others = f" Other programs were computing (load {load:.1f})." if load > BUSY_LOAD else ""
+    others = f" Other programs were running (load {load:.1f})." if load > BUSY_LOAD else ""
     return (
         f"Goal {reached}: {within} of {len(errors)} predictions are within {100 * GOAL:.0f} % of "
         f"what was measured; the worst is off by {100 * max(errors, key=abs):+.1f} %.{others}"

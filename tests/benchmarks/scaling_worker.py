@@ -62,7 +62,7 @@ def main() -> None:
 def measure(
     world: World, networks: Mapping[str, Mapping[str, Any]], overrides: list[str], rounds: int
 ) -> dict[str, Any]:
-    """Measure steps and all-reduces, in turn, so many rounds long.
+    """Measure steps and all-reduces in turn, for a number of rounds.
 
     Args:
         world: This process, one of two.
@@ -123,7 +123,7 @@ def gradient_bytes(state: TrainingState) -> int:
 
 
 def time_mode(world: World, state: TrainingState, processes: int, steps: int) -> list[float]:
-    """Time steps on so many processes, from the same moment on; the others sleep meanwhile."""
+    """Time steps of `processes` processes that start together; the others sleep meanwhile."""
     dist.barrier()
     times = time_steps(state, steps) if world.rank < processes else []
     dist.barrier()
@@ -147,20 +147,20 @@ def summary_of_ranks(world: World, times: list[float]) -> dict[str, float]:
     """Return a step's median, mean and deviations, each averaged over those who computed."""
     gathered: list[list[float]] = [[] for _ in range(world.size)]
     dist.all_gather_object(gathered, times)
-    computed = [each for each in gathered if each]
+    of_ranks = [times for times in gathered if times]
     return {
-        "median_seconds": statistics.mean(statistics.median(each) for each in computed),
-        "mean_seconds": statistics.mean(statistics.mean(each) for each in computed),
-        "sd_seconds": statistics.mean(statistics.stdev(each) for each in computed),
-        "robust_sd_seconds": statistics.mean(robust_sd(each) for each in computed),
+        "median_seconds": statistics.mean(map(statistics.median, of_ranks)),
+        "mean_seconds": statistics.mean(map(statistics.mean, of_ranks)),
+        "sd_seconds": statistics.mean(map(statistics.stdev, of_ranks)),
+        "robust_sd_seconds": statistics.mean(map(robust_sd, of_ranks)),
     }
 
 
 def robust_sd(values: list[float]) -> float:
     """Return the sd of the normal distribution that has this distance between its quartiles.
 
-    A step during which another program had the core is no part of the network's own spread, but
-    would decide its sd.
+    A step during which another program had the core does not belong to the network's spread, but
+    would dominate its sd.
     """
     lower, _, upper = statistics.quantiles(values, n=4)
     return (upper - lower) / 1.349

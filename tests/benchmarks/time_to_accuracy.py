@@ -37,12 +37,12 @@ def run_990(folder: Path, data: str, rounds: int = 10) -> None:
 
 
 def run_995(folder: Path, data: str, rounds: int = 10) -> None:
-    """Time `experiment=speed_995` over so many seeds."""
+    """Time `experiment=speed_995`, one seed a round."""
     _run_ours_alone("995", folder, data, rounds)
 
 
 def run_997(folder: Path, data: str, rounds: int = 10) -> None:
-    """Time `experiment=speed_997` over so many seeds."""
+    """Time `experiment=speed_997`, one seed a round."""
     _run_ours_alone("997", folder, data, rounds)
 
 

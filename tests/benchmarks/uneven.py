@@ -6,7 +6,7 @@ import torch
 
 from dist_mnist.data.mnist import MNIST
 
-RARE_CLASS, KEPT = 8, 100  # of the rare class's training images, one of so many is kept
+RARE_CLASS, KEPT = 8, 100  # one in KEPT of the rare class's training images is kept
 TIMES = 8
 
 

@@ -97,6 +97,7 @@ def test_mistyped_command_gets_a_suggestion(
     assert err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_sweep_jobs_have_own_directories(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -72,11 +72,11 @@ def test_json_has_all_of_it(evaluated: Any) -> None:
     assert score["checkpoint"] == str(SHIPPED)
     assert score["accuracy"] == score["correct"] / 10_000
     assert sum(score["confusion"][digit][digit] for digit in range(10)) == score["correct"]
-    for digit, one in enumerate(score["classes"]):
-        found = score["confusion"][digit]
-        assert one["name"] == str(digit)
-        assert one["support"] == sum(found)
-        assert one["recall"] == found[digit] / sum(found)
+    for digit, class_score in enumerate(score["classes"]):
+        answers = score["confusion"][digit]
+        assert class_score["name"] == str(digit)
+        assert class_score["support"] == sum(answers)
+        assert class_score["recall"] == answers[digit] / sum(answers)
     assert len(score["mistakes"]) == min(24, 10_000 - score["correct"])
 
 
@@ -89,7 +89,9 @@ def test_several_side_by_side_and_as_one(evaluated: Any, blurred: Path) -> None:
     assert [line.partition(" s -> ")[2] for line in results] == names
     accuracies = [float(line.split()[2]) for line in results]
     assert min(accuracies) > 0.9
-    assert [f"{100 * one:.2f}" for one in accuracies] == [line.split()[0] for line in lines[1:4]]
+    assert [f"{100 * accuracy:.2f}" for accuracy in accuracies] == [
+        line.split()[0] for line in lines[1:4]
+    ]
 
 
 def test_the_unseen_digits_of_qmnist(evaluated: Any, tmp_path: Path) -> None:

@@ -323,9 +323,9 @@ def test_a_progress_that_is_none_is_refused(
 
 IDX_NAMES = {
     "fashion_mnist": ("FashionMNIST", "train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "emnist_letters": (
-        *("EMNIST", "emnist-letters-train-images-idx3-ubyte"),
-        "emnist-letters-train-labels-idx1-ubyte",
+    "emnist": (
+        *("EMNIST", "emnist-balanced-train-images-idx3-ubyte"),
+        "emnist-balanced-train-labels-idx1-ubyte",
     ),
     "qmnist": ("QMNIST", "qmnist-train-images-idx3-ubyte", "qmnist-train-labels-idx2-int"),
 }

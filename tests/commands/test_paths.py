@@ -80,19 +80,19 @@ def test_unusable_path_is_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_hydras_own_folder_in_a_file_is_refused(
+def test_hydras_folder_in_a_file_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own = tmp_path / "experiment" / "own.yaml"
-    own.parent.mkdir()
-    own.write_text("# @package _global_\nhydra: {run: {dir: x}}\n")
+    experiment = tmp_path / "experiment" / "own.yaml"
+    experiment.parent.mkdir()
+    experiment.write_text("# @package _global_\nhydra: {run: {dir: x}}\n")
     status, out, err = call(monkeypatch, capsys, f"--config-dir={tmp_path}", "experiment=own")
     assert (status, out) == (1, "")
     assert err.count("\n") == 1
     assert re.match("error: hydra.run.dir=x is not used, .* set run_dir=x to choose", err)
 
 
-def test_a_notebook_hears_of_hydras_own_folder() -> None:
+def test_hydras_folder_is_refused_in_a_notebook() -> None:
     with pytest.raises(InputError, match=r"hydra\.run\.dir=x is not used"):
         compose_config("hydra.run.dir=x")

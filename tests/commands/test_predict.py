@@ -15,9 +15,9 @@ from dist_mnist.models.classifier import SHIPPED
 from dist_mnist.record import checkpoint
 from tests.support.command_line import call
 from tests.support.configs import CHECKOUT
-from tests.support.drawings import draw_digit
 from tests.support.photos import SCENES, take_photo, write_number
 from tests.support.processes import python
+from tests.support.strokes import draw, picture
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "some pictures"
     folder.mkdir()
     (folder / "2026.jpg").write_bytes(take_photo(write_number("2026", 1), SCENES["paper"], 1))
-    draw_digit(7, 2).save(folder / "drawn=7.png")
+    picture(draw(27)).save(folder / "drawn=7.png")
     Image.new("RGB", (90, 60), "white").save(folder / "empty.GIF")
     (folder / "notes.txt").write_text("no picture")
     monkeypatch.chdir(folder)
@@ -54,7 +54,7 @@ def test_folders_and_patterns(
     assert names[4:] == [str(pictures / "empty.GIF")]
 
 
-def test_what_is_no_picture_does_not_stop_the_rest(
+def test_a_broken_picture_does_not_stop_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("nowhere.png", "notes.txt", "no*thing.png", "2026.jpg")
@@ -102,7 +102,7 @@ def test_standard_input(
     assert out.startswith("-: 2026 ")
 
 
-def test_save_draws_what_was_seen(
+def test_save_draws_the_digits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call(monkeypatch, capsys, "predict", "2026.jpg", "empty.GIF", "save=seen.png")
@@ -146,13 +146,13 @@ def test_names_of_classes_and_plain_pictures(
     arguments = ("2026.jpg", "checkpoint=named.safetensors")
     _, out, _ = call(monkeypatch, capsys, "predict", *arguments)
     assert out.startswith("2026.jpg: class 2 class 0 class 2 class 6 ")
-    draw_digit(3, 1, size=84).save("3.png")  # black on white
+    picture(draw(13)).resize((84, 84)).save("3.png")  # black on white
     _, out, _ = call(monkeypatch, capsys, "predict", "3.png", "plain=true")
     assert out.startswith("3.png: 3 ")
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_is_no_error(pictures: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(pictures: Path) -> None:
     code = (
         "import subprocess, sys; process = subprocess.Popen([sys.executable, '-m', 'dist_mnist', "
         "'predict', '.', '.'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True);"

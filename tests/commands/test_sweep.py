@@ -43,8 +43,8 @@ def test_job_returns_its_validation_accuracy(
 
 
 def test_no_validation_no_score(small_root: Path, tmp_path: Path, no_pictures: None) -> None:
-    own = ["data.validation_size=0", f"data.root={small_root}", f"run_dir={tmp_path}"]
-    assert train.train(make_config(*RUN, *own), is_sweep=False, overrides=[]) is None
+    overrides = ["data.validation_size=0", f"data.root={small_root}", f"run_dir={tmp_path}"]
+    assert train.train(make_config(*RUN, *overrides), is_sweep=False, overrides=[]) is None
 
 
 def test_sweep_where_nothing_can_be_written() -> None:

@@ -233,7 +233,7 @@ def test_requeued_job_finds_its_directories(
     overrides = [*SMALL, f"data.root={small_root}", "trainer.max_steps=2"]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("ENVIRONMENT", "BATCH")
-    found = []
+    runs = []
     for restarts in ("0", "1"):
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
         for step, seed in (("0", "seed=1"), ("1", "seed=1"), ("1", "seed=2")):
@@ -241,8 +241,8 @@ def test_requeued_job_finds_its_directories(
             monkeypatch.setenv("TORCHELASTIC_RUN_ID", f"7.{restarts}")
             monkeypatch.setattr("sys.argv", ["dist_mnist", seed])
             run(make_config(*overrides, seed), SOLO)
-            found.append(sorted((tmp_path / "outputs").iterdir()))
-    assert [len(directories) for directories in found] == [1, 2, 3, 3, 3, 3]
+            runs.append(sorted((tmp_path / "outputs").iterdir()))
+    assert [len(directories) for directories in runs] == [1, 2, 3, 3, 3, 3]
     assert "holds no checkpoint" not in caplog.text
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     run(make_config(*overrides), SOLO)

@@ -15,7 +15,7 @@ from tests.support.picture_folders import write_digits
 CONF = CHECKOUT / "conf"
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 ELSEWHERE = (
-    ("tracking", "online"),  # needs a key: composed and refused in test_tracking.py
+    ("tracking", "online"),  # needs a key: see tracking/
     ("model", "resnet18"),  # needs color pictures: trained in training/test_transfer.py
 )
 

@@ -32,8 +32,8 @@ def give(folder: Path, packing: str, prefix: str = "") -> None:
         path.with_name(path.name + packing).write_bytes(PACK[packing](content))
 
 
-def count(name: str, root: Path) -> list[int]:
-    config = make_config(f"data={name}", f"data.root={root}").data
+def count(name: str, root: Path, *overrides: str) -> list[int]:
+    config = make_config(f"data={name}", f"data.root={root}", *overrides).data
     return [len(load_part(config, train)[0]) for train in (True, False)]
 
 
@@ -57,7 +57,7 @@ def test_only_requested_split_is_unpacked(tmp_path: Path) -> None:
     give(tmp_path / "other", ".gz", "emnist-mnist-")
     for path in (tmp_path / "other").iterdir():
         shutil.move(path, tmp_path)
-    assert count("emnist_digits", tmp_path) == [203, 101]
+    assert count("emnist", tmp_path, "data.dataset.split=digits") == [203, 101]
     assert not list((tmp_path / "EMNIST" / "raw").glob("emnist-mnist-*"))
 
 

@@ -1,12 +1,14 @@
 import gzip
 import hashlib
 import shutil
+import string
 from pathlib import Path
 
 import pytest
 import torch
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.config.schema import with_num_classes
 from dist_mnist.data import mnist
 from dist_mnist.data.images import count_values, normalization_of
 from dist_mnist.data.splits import load_part, load_splits, stratified_choice
@@ -116,19 +118,19 @@ def test_pixels_without_normalization(small_root: Path) -> None:
         ("fashion_mnist", 10),
         ("kmnist", 10),
         ("qmnist", 10),
-        ("emnist_byclass", 62),
-        ("emnist_bymerge", 47),
-        ("emnist_balanced", 47),
-        ("emnist_letters", 26),
-        ("emnist_digits", 10),
-        ("emnist_mnist", 10),
+        ("emnist data.dataset.split=byclass", 62),
+        ("emnist data.dataset.split=bymerge", 47),
+        ("emnist", 47),
+        ("emnist data.dataset.split=letters", 26),
+        ("emnist data.dataset.split=digits", 10),
+        ("emnist data.dataset.split=mnist", 10),
     ],
 )
 def test_the_family_is_read_from_a_folder(small_root: Path, name: str, classes: int) -> None:
-    config = make_config(f"data={name}", f"data.root={small_root}").data
+    config = make_config(*f"data={name}".split(), f"data.root={small_root}").data
     for train in (True, False):
         part, names = load_part(config, train=train)
-        assert len(names) == config.num_classes == classes
+        assert len(names) == len(set(names)) == classes
         assert part.labels.dtype == torch.int64
         assert int(part.labels.min()) == 0
         assert int(part.labels.max()) == classes - 1
@@ -138,6 +140,16 @@ def test_the_family_is_read_from_a_folder(small_root: Path, name: str, classes: 
         if name.startswith("emnist"):
             expected = expected.transpose(1, 2)  # the files hold them mirrored
         assert torch.equal(part.resident().images[:, 0], expected)
+
+
+def test_emnist_names_its_split_and_counts_its_classes(small_root: Path) -> None:
+    overrides = ("data=emnist", "data.dataset.split=letters", "data.validation_size=50")
+    config = make_config(*overrides, f"data.root={small_root}")
+    assert config.data.name == "emnist_letters"
+    splits = load_splits(config.data, seed=0)
+    assert "".join(splits.classes) == string.ascii_lowercase
+    trained = with_num_classes(config, len(splits.classes))
+    assert trained.data.num_classes == trained.model["num_classes"] == 26
 
 
 def test_archives_in_the_folder_are_unpacked(

@@ -1,4 +1,4 @@
-"""Ranks that were started differently are told so before they train."""
+"""Ranks that were started differently report it before they train."""
 
 import os
 from pathlib import Path
@@ -15,13 +15,13 @@ from tests.support.runs import run_once
 RUN = (*SMALL_DATA, "trainer.epochs=1", "model=mlp")
 
 
-def run_with_own(overrides: list[str], own: list[str]) -> None:
-    """Train; rank 1 has overrides of its own."""
-    run_once([*overrides, *(own if os.environ["RANK"] == "1" else [])])
+def run_differently(overrides: list[str], of_rank_1: list[str]) -> None:
+    """Train; rank 1 has additional overrides."""
+    run_once([*overrides, *(of_rank_1 if os.environ["RANK"] == "1" else [])])
 
 
 @pytest.mark.parametrize(
-    ("own", "told"),
+    ("override", "message"),
     [
         ("optimizer.lr=0.5", "optimizer.lr differs between the ranks: 0.002 on rank 0, 0.5 on"),
         ("optimizer=sgd", "optimizer._target_ differs"),
@@ -32,29 +32,31 @@ def run_with_own(overrides: list[str], own: list[str]) -> None:
         ("data.balance=sample", "data.balance differs between the ranks: none on rank 0, sample"),
     ],
 )
-def test_setting_that_differs(own: str, told: str, small_root: Path, tmp_path: Path) -> None:
+def test_setting_that_differs(
+    override: str, message: str, small_root: Path, tmp_path: Path
+) -> None:
     overrides = [
         *RUN,
         f"data.root={small_root}",
         f"run_dir={tmp_path / 'run'}",
         "optimizer.lr=0.002",
     ]
-    with pytest.raises(InputError, match=told):
-        run_ranks(2, run_with_own, overrides, [own])
+    with pytest.raises(InputError, match=message):
+        run_ranks(2, run_differently, overrides, [override])
     assert not (tmp_path / "run").exists()
 
 
 def test_data_that_differs(small_root: Path, darker_root: Path, tmp_path: Path) -> None:
     overrides = [*RUN, f"data.root={small_root}", f"run_dir={tmp_path / 'run'}"]
     with pytest.raises(InputError, match="checksum of the training samples differs"):
-        run_ranks(2, run_with_own, overrides, [f"data.root={darker_root}"])
+        run_ranks(2, run_differently, overrides, [f"data.root={darker_root}"])
 
 
 def test_paths_and_tracking_may_differ(small_root: Path, tmp_path: Path) -> None:
     overrides = [*RUN, f"data.root={small_root}", f"run_dir={tmp_path / 'run'}"]
     copy = tmp_path / "data"
     copy.symlink_to(small_root)
-    run_ranks(2, run_with_own, overrides, [f"data.root={copy}", "tracking.name=other"])
+    run_ranks(2, run_differently, overrides, [f"data.root={copy}", "tracking.name=other"])
     assert (tmp_path / "run" / "checkpoints" / "last.safetensors").exists()
 
 
@@ -63,7 +65,7 @@ def compare(facts: list[dict[str, object]]) -> None:
         require_same(world, facts[world.rank])
 
 
-def test_every_rank_hears_of_it() -> None:
+def test_every_rank_reports_it() -> None:
     with pytest.raises(
         InputError, match="b differs between the ranks: None on rank 0, 2 on rank 2"
     ):

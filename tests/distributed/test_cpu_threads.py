@@ -83,12 +83,13 @@ def test_work_of_networks() -> None:
     assert found == convolutions + linear
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_continued_run_keeps_its_threads(small_root: Path, tmp_path: Path) -> None:
     run = [*RUN, f"data.root={small_root}", f"run_dir={tmp_path}", "trainer.epochs=1"]
     before = torch.get_num_threads()
     run_once([*run, "trainer.max_steps=1", "trainer.cpu_threads=2"])
     assert torch.get_num_threads() == 2
-    run_once(run)  # on its own it would take one
+    run_once(run)  # a new run would take one
     assert torch.get_num_threads() == 2
     run_once([*run, "trainer.cpu_threads=3"])
     assert torch.get_num_threads() == 3

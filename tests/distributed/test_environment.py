@@ -112,8 +112,8 @@ def train_with(redirections: str, root: Path, run_dir: Path, *overrides: str) ->
     [
         "<&- >&- 2>&-",
         *(
-            pytest.param(one, marks=pytest.mark.slow)
-            for one in ("| true", ">&-", "2>&-", ">/dev/full")
+            pytest.param(streams, marks=pytest.mark.slow)
+            for streams in ("| true", ">&-", "2>&-", ">/dev/full")
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_streams_that_nobody_reads(small_root: Path, tmp_path: Path, closed: str
     "closed",
     [
         ">&- 2>&-",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-")),
+        *(pytest.param(streams, marks=pytest.mark.slow) for streams in (">&-", "2>&-")),
     ],
 )
 def test_mistake_with_closed_streams(small_root: Path, tmp_path: Path, closed: str) -> None:

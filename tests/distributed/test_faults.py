@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_mnist.distributed import shared_memory
+from dist_mnist.distributed import shared_memory, signals
 from dist_mnist.distributed.session import is_lost_contact
 from dist_mnist.distributed.signals import INTERRUPTED, STOPPED
 from dist_mnist.record import checkpoint
@@ -69,22 +69,34 @@ def require_equal(folder: Path, size: int, overrides: list[str]) -> None:
 # `python -m tests.faults` does hundreds, and of every kind.
 @pytest.mark.slow
 def test_killed_run_continues_exactly(tmp_path: Path) -> None:
-    stories = faults.campaign(["restart"], kills=1, kills_of_a_run=1, seed=1, folder=tmp_path)
-    assert [story for story in stories if not story.is_equal] == []
+    runs = faults.kill_runs(["restart"], kills=1, kills_of_a_run=1, seed=1, folder=tmp_path)
+    assert [run for run in runs if not run.is_equal] == []
+
+
+def run_with_handlers(overrides: list[str]) -> float:
+    signals.install()
+    return run_once(overrides)
 
 
 def test_signal_to_one_rank_stops_all(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*misbehaving(tmp_path, "SIGUSR1", rank=1), f"data.root={small_root}"]
+    with pytest.raises(signals.AgreedStop, match="a signal to another rank"):
+        run_ranks(2, run_with_handlers, overrides)
+    last = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert 5 <= last["progress"]["step"] < 16
+    run_ranks(2, run_once, overrides)
+    require_equal(tmp_path, 2, overrides)
+
+
+@pytest.mark.slow
+def test_torchrun_reports_a_stop(small_root: Path, tmp_path: Path) -> None:
     overrides = [*misbehaving(tmp_path, "SIGUSR1", rank=1), f"data.root={small_root}"]
     stopped = torchrun(2, *overrides, PYTHONPATH=str(CHECKOUT))
     assert stopped.returncode != 0
     assert stopped.stderr.count(f"exitcode  : {STOPPED} ") == 2
     assert stopped.stdout.count("stopped by a signal to another rank after step") == 1
-    step = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")["progress"][
-        "step"
-    ]
-    assert 5 <= step < 16
-    run_ranks(2, run_once, overrides)
-    require_equal(tmp_path, 2, overrides)
+    last = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert 5 <= last["progress"]["step"] < 16
 
 
 @pytest.mark.slow
@@ -113,7 +125,7 @@ def test_gloo_sums_survive_a_restart(small_root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_lost_rank_leaves_no_gradient(small_root: Path, tmp_path: Path) -> None:
-    """A gather that fails is told as a lost rank, and no checkpoint follows it."""
+    """A failed gather is reported as a lost rank, and no checkpoint follows it."""
     overrides = [
         *misbehaving(tmp_path, "SIGKILL", rank=1),
         f"data.root={small_root}",
@@ -130,15 +142,14 @@ def test_lost_rank_leaves_no_gradient(small_root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_process_has_its_own_status(small_root: Path, tmp_path: Path) -> None:
+def test_stopped_process_has_a_special_status(small_root: Path, tmp_path: Path) -> None:
     overrides = [*misbehaving(tmp_path, "SIGTERM"), f"data.root={small_root}"]
     stopped = python("-m", "dist_mnist", *overrides, PYTHONPATH=str(CHECKOUT))
     assert stopped.returncode == STOPPED
     assert stopped.stderr == ""
-    told = (
+    assert stopped.stdout.splitlines()[-1] == (
         f"stopped by SIGTERM after step 5: start again with run_dir={tmp_path / 'run'} to continue"
     )
-    assert told == stopped.stdout.splitlines()[-1]
     assert "AgreedStop" in (tmp_path / "run" / "train.log").read_text()
     run_ranks(1, run_once, overrides)
     require_equal(tmp_path, 1, overrides)
@@ -148,7 +159,7 @@ def test_stopped_process_has_its_own_status(small_root: Path, tmp_path: Path) ->
 def training(
     small_root: Path, folder: Path, does: str, *launcher: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a training that would go on for ever, and wait until it is in the middle of it."""
+    """Start a training without an end, and wait until it is under way."""
     process = subprocess.Popen(
         [
             *(sys.executable, *launcher, "-m", "dist_mnist", *misbehaving(folder, does, step=20)),
@@ -158,7 +169,7 @@ def training(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
+        # A shell makes background programs ignore Ctrl-C, and children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -243,23 +254,23 @@ def start_hanging(small_root: Path, folder: Path, does: str) -> subprocess.Popen
     )
 
 
-def what_is_told(process: subprocess.Popen[str]) -> list[str]:
-    """Return the errors of a run that hangs."""
+def errors_of(process: subprocess.Popen[str]) -> list[str]:
+    """Return the error lines of a run that hangs."""
     ranks: list[int] = []
-    told: list[str] = []
+    errors: list[str] = []
     try:
         assert process.stderr is not None
         for line in process.stderr:
             ranks = ranks or faults.children(process.pid)
-            told += [line] if "error:" in line else []
-            if told:  # torchrun would wait half a minute for a rank that is stopped
+            errors += [line] if "error:" in line else []
+            if errors:  # torchrun would wait half a minute for a rank that is stopped
                 for rank in ranks:
                     with suppress(ProcessLookupError):
                         os.kill(rank, signal.SIGKILL)
     finally:
         process.kill()
         process.communicate()
-    return told
+    return errors
 
 
 @pytest.mark.slow
@@ -270,12 +281,12 @@ def test_slow_rank_is_named(small_root: Path, tmp_path: Path) -> None:
         (stopped, "rank 1 shows no sign of life"),
         (slow, "rank 1 is behind, in step 5; rank 0 waits in the gradients of step 5"),
     ):
-        (told,) = what_is_told(process)
-        assert "error: no progress for 6 s (trainer.timeout_seconds): " in told
-        assert sentence in told
+        (error,) = errors_of(process)
+        assert "error: no progress for 6 s (trainer.timeout_seconds): " in error
+        assert sentence in error
 
 
-def test_a_rank_that_never_comes_is_named(small_root: Path, tmp_path: Path) -> None:
+def test_a_missing_rank_is_named(small_root: Path, tmp_path: Path) -> None:
     alone = python(
         *("-m", "dist_mnist", *misbehaving(tmp_path, "nothing"), f"data.root={small_root}"),
         "trainer.timeout_seconds=2",

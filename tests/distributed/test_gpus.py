@@ -1,4 +1,4 @@
-"""GPUs that are shared, hidden or unusable, told by what a process without one can see."""
+"""GPUs that are shared, hidden or unusable, as a process without a GPU can detect them."""
 
 import logging
 import os
@@ -108,7 +108,7 @@ def two_of_eight(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("script", ["local.sh", "multi_node.sh"])
 @pytest.mark.parametrize(("chosen", "count"), [({}, 2), ({"NPROC_PER_NODE": "3"}, 3)])
-def test_launchers_start_what_torch_sees(
+def test_launchers_count_the_gpus_of_torch(
     script: str, chosen: dict[str, str], count: int, two_of_eight: dict[str, str]
 ) -> None:
     where = {"NNODES": "1", "HEAD": "127.0.0.1:29400", "LAUNCH_ID": "one"}
@@ -145,5 +145,5 @@ def test_gradients_of_three_gpus_add_up_in_order() -> None:
     expected = (numbers(0) + numbers(1) + numbers(2)) / 3
     other_order = (numbers(0) + (numbers(1) + numbers(2))) / 3
     assert not torch.equal(expected, other_order)  # the numbers can tell
-    for found in run_ranks(3, averaged, 2**20):
-        assert torch.equal(found, expected)
+    for average in run_ranks(3, averaged, 2**20):
+        assert torch.equal(average, expected)

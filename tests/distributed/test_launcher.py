@@ -33,8 +33,8 @@ def device() -> torch.device:
 
 
 def test_plain_srun_is_refused_once(tmp_path: Path) -> None:
-    each = f"export SLURM_PROCID; '{sys.executable}' -m dist_mnist & "
-    script = f"export SLURM_STEP_NUM_TASKS=2; for SLURM_PROCID in 0 1; do {each} done; wait"
+    start = f"export SLURM_PROCID; '{sys.executable}' -m dist_mnist & "
+    script = f"export SLURM_STEP_NUM_TASKS=2; for SLURM_PROCID in 0 1; do {start} done; wait"
     refused = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,

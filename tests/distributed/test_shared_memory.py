@@ -39,7 +39,7 @@ def test_every_rank_gets_the_same_sum(size: int, dtype: torch.dtype) -> None:
 
 
 def left_alone(timeout_seconds: float) -> str:
-    """Rank 1 makes one call and stops answering, or ends; say what rank 0 is told."""
+    """Rank 1 makes one call and stops answering, or ends; return the error of rank 0."""
     with session("cpu", timeout_seconds=60) as world:
         add_up = open_sum(world, timeout_seconds)
         add_up(torch.zeros(3))

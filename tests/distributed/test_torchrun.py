@@ -40,18 +40,15 @@ def test_train_on_three_and_evaluate_on_two(small_root: Path, tmp_path: Path) ->
     assert evaluated.stdout.splitlines()[-1].split(" in ")[0] == last.split(" in ")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("optimizer.lrr=1", "Could not override 'optimizer.lrr'"),
-        pytest.param(
-            "data.root=/proc/nowhere",
-            "data.root=/proc/nowhere cannot be written",
-            marks=pytest.mark.slow,
-        ),
+        ("data.root=/proc/nowhere", "data.root=/proc/nowhere cannot be written"),
     ],
 )
-def test_a_mistake_is_told_once_for_all_ranks(
+def test_all_ranks_report_a_mistake_once(
     small_root: Path, tmp_path: Path, override: str, message: str
 ) -> None:
     failed = torchrun(2, *small(small_root, tmp_path), override, timeout=60)
@@ -60,7 +57,7 @@ def test_a_mistake_is_told_once_for_all_ranks(
     assert f"[rank 0] error: {message}" in failed.stderr
 
 
-def test_mistake_is_not_retried(tmp_path: Path) -> None:
+def test_mistake_is_reported_once_and_not_retried(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     failed = python(*launcher, "--max-restarts=3", "-m", "dist_mnist", "model=unet", cwd=tmp_path)
     assert failed.returncode == 1

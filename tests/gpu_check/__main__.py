@@ -1,10 +1,10 @@
-"""`python -m tests.gpu_check --out FOLDER`: what only a GPU can say, in ten minutes.
+"""`python -m tests.gpu_check --out FOLDER`: checks that need a GPU, in ten minutes.
 
-Every check is a process of its own with a limit of its own: one that crashes or hangs takes nothing
-else along. `gpu_check.json` is written anew after each, so a run that is cut off leaves what it
-had. `--device cpu` rehearses what a CPU can.
+Every check is a separate process with its own time limit, so a crash or a hang ends that check
+alone. `gpu_check.json` is rewritten after each, so an interrupted run keeps its results.
+`--device cpu` rehearses the checks that a CPU can run.
 
-On a machine without network, carry what is not there along, and add it to PYTHONPATH:
+On a machine without network, bring the missing packages along, and add them to PYTHONPATH:
 
     pip install --target site --no-deps hydra-core omegaconf antlr4-python3-runtime==4.9.3
     pip install --target site --no-deps safetensors filelock tqdm pyyaml
@@ -67,10 +67,10 @@ def main() -> None:
     checks = run_all(
         arguments.only or list(CHECKS), arguments.device, arguments.budget, arguments.out
     )
-    bad = {name: found for name, found in checks.items() if found["ok"] is False}
-    for name, found in bad.items():
-        print(f"\n{name}: {json.dumps(found)[:2000]}")
-    sys.exit(bool(bad))
+    failed = {name: check for name, check in checks.items() if check["ok"] is False}
+    for name, check in failed.items():
+        print(f"\n{name}: {json.dumps(check)[:2000]}")
+    sys.exit(bool(failed))
 
 
 def run_here(name: str, device: str) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def run_all(names: Sequence[str], device: str, budget: float, out: Path) -> dict
 
 
 def run_apart(name: str, device: str, seconds: float) -> dict[str, Any]:
-    """Run one check in a process of its own, with all that it starts."""
+    """Run one check in a separate process group."""
     command = [sys.executable, "-m", "tests.gpu_check", "--one", name, "--device", device]
     pipe, began = subprocess.PIPE, time.monotonic()
     with subprocess.Popen(

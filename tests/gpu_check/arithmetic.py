@@ -38,7 +38,7 @@ QUERY = [
     "--query-gpu=driver_version,clocks.sm,clocks.max.sm",
     "--format=csv,noheader",
 ]
-# What a step may be made of; each of them may wait for the GPU in a place of its own.
+# The kinds of steps; each may wait for the GPU at a different place.
 KINDS = (
     "model=cnn",
     "model=mlp model.dropout=0.3 augmentation=affine",
@@ -185,7 +185,7 @@ def _waits(world: World, kind: str) -> str:
         for _ in range(40):
             state.step(batch)
             state.progress.step += 1
-    except Exception as error:  # told, and the others are still tried
+    except Exception as error:  # reported, and the others are still tried
         return f"{type(error).__name__}: {str(error)[:300]}"
     finally:
         torch.cuda.set_sync_debug_mode("default")

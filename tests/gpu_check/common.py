@@ -42,7 +42,7 @@ def build(world: World, *overrides: str) -> TrainingState:
 
 
 def make_steps(state: TrainingState, count: int) -> None:
-    """Make so many steps of the real loop, over the ends of epochs."""
+    """Make `steps` steps of the real loop, past the ends of epochs."""
     end = state.progress.step + count
     while state.progress.step < end:
         for batch in state.batches():
@@ -62,15 +62,15 @@ def weights(state: TrainingState) -> list[torch.Tensor]:
     return [value.detach().cpu().clone() for value in state.model.state_dict().values()]
 
 
-def has_same_bits(ones: Iterable[torch.Tensor], others: Iterable[torch.Tensor]) -> bool:
+def has_same_bits(tensors: Iterable[torch.Tensor], others: Iterable[torch.Tensor]) -> bool:
     """Return whether two lists of tensors are equal in every bit."""
-    return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
+    return all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
 
 
-def relative_error(found: Iterable[torch.Tensor], exact: Iterable[torch.Tensor]) -> float:
+def relative_error(computed: Iterable[torch.Tensor], exact: Iterable[torch.Tensor]) -> float:
     """Return the norm of the difference of two lists of tensors over the norm of the second."""
-    one, two = (torch.cat([t.double().flatten().cpu() for t in ts]) for ts in (found, exact))
-    return float((one - two).norm() / two.norm())
+    a, b = (torch.cat([t.double().flatten().cpu() for t in ts]) for ts in (computed, exact))
+    return float((a - b).norm() / b.norm())
 
 
 def microseconds(step: Callable[[], object], world: World, repeats: int, rounds: int = 5) -> float:

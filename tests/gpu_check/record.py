@@ -8,7 +8,7 @@ from typing import Any
 
 CHECKOUT = Path(__file__).parents[2]
 RECORD = CHECKOUT / "tests" / "benchmarks" / "records" / "gpu_check.json"
-# What decides how a GPU computes: if one of these changes, what was recorded may no longer hold.
+# These decide how a GPU computes: if one changes, the record may no longer hold.
 FILES = (
     *("dist_mnist/training/step.py", "dist_mnist/training/cuda_graph.py"),
     *("dist_mnist/training/shards.py", "dist_mnist/training/finite.py"),
@@ -39,23 +39,23 @@ def file_hashes(root: Path = CHECKOUT) -> dict[str, str]:
 
 
 def changed_files(record: dict[str, Any], root: Path = CHECKOUT) -> list[str]:
-    """Return the files that are not those that the record is of."""
+    """Return the files that have changed since the record was made."""
     now = file_hashes(root)
     return [name for name, digest in record["files"].items() if now.get(name) != digest]
 
 
 def summary(record: dict[str, Any]) -> list[str]:
-    """Return the rows of README's table of results: what has passed, and what it has found."""
+    """Return the rows of the README's table of results: each check, and its result."""
     gpu = record["checks"].get("machine", {}).get("gpu")
     return [
         f"| `{name}` | passed on an {gpu} |"
-        for name, found in record["checks"].items()
-        if found["ok"]
+        for name, check in record["checks"].items()
+        if check["ok"]
     ]
 
 
 def unsupported_claims(readme: str, record: dict[str, Any] | None) -> list[str]:
-    """Return the lines of README that claim what no GPU has shown; the sentence that is missing."""
+    """Return the README's claims that no GPU has confirmed, and the sentence that is missing."""
     lines = readme.splitlines()
     rows: list[str] = []
     if HEADER in lines:

@@ -15,7 +15,7 @@ from tests.gpu_check.common import Found, build, full_batches, microseconds, on_
 BATCH_SIZES = {"mlp": 128, "cnn": 256, "resnet": 256}
 # Judged beforehand, for an H100, in microseconds a step: of the bare step, and of ours as a graph.
 PREDICTIONS = {"mlp fp32": (380, 90), "cnn tf32": (540, 200), "cnn bf16": (680, 250)}
-STEPS_PROFILED = 32  # after so many, the metrics are counted once
+STEPS_PROFILED = 32  # after this number of steps, the metrics are counted once
 
 Step = Callable[[], None]
 

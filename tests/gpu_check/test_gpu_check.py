@@ -46,7 +46,7 @@ def test_record_is_of_this_code() -> None:
 
 
 @pytest.mark.parametrize(
-    ("readme", "record", "told"),
+    ("readme", "record", "unsupported"),
     [
         (NOT_YET, None, []),
         ("", None, [f"missing: {NOT_YET}"]),
@@ -63,13 +63,13 @@ def test_record_is_of_this_code() -> None:
     ],
 )
 def test_claims_are_held_against_the_record(
-    readme: str, record: dict[str, Any] | None, told: list[str] | None
+    readme: str, record: dict[str, Any] | None, unsupported: list[str] | None
 ) -> None:
-    found = unsupported_claims(readme, record)
-    assert len(found) == 1 if told is None else found == told
+    claims = unsupported_claims(readme, record)
+    assert len(claims) == 1 if unsupported is None else claims == unsupported
 
 
-def test_record_names_what_has_changed(tmp_path: Path) -> None:
+def test_record_names_changed_files(tmp_path: Path) -> None:
     for name in FILES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((CHECKOUT / name).read_bytes())
@@ -104,5 +104,5 @@ def test_rehearsal_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "gpu_check.json").read_text())
     expected = {name: None if entry.needs_gpu else True for name, entry in CHECKS.items()}
-    assert {name: found["ok"] for name, found in record["checks"].items()} == expected
+    assert {name: check["ok"] for name, check in record["checks"].items()} == expected
     assert changed_files(record) == []

@@ -1,4 +1,4 @@
-"""Hosts on one machine: each has a name, an address and a network of its own, which can be cut.
+"""Hosts on one machine, each with a name, an address and a network cable that can be cut.
 
 A host is a network namespace with a cable to a switch, which is a namespace too; what runs on it
 sees its own host name and its own /etc/hosts, and the same files as everything else. Nothing leads
@@ -25,12 +25,12 @@ class Host:
     """One of the hosts of a `network`.
 
     Attributes:
-        name: What it calls itself.
+        name: Its host name.
         address: Its IPv4 address, on the interface eth0.
         namespace: Its network namespace.
         switch: The namespace where the other end of its cable is.
         hosts_file: Its /etc/hosts.
-        started: What was started on it.
+        started: The programs started on it.
     """
 
     name: str

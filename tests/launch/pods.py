@@ -1,6 +1,6 @@
 """Real pods without a cluster: podman runs what Kubeflow Trainer and JobSet make of a TrainJob.
 
-Everything is in a folder of its own, but for the network, which `Podman.close` takes down.
+Everything is in one folder except the network, which `Podman.close` takes down.
 """
 
 import copy
@@ -57,7 +57,7 @@ def what_is_missing() -> str | None:
 
 
 class Podman:
-    """Podman with settings, images and volumes of its own, and a network that leads nowhere else.
+    """Podman with separate settings, images and volumes, and a network without a way out.
 
     Args:
         folder: An empty one.
@@ -100,7 +100,7 @@ class Podman:
         return done.stdout.decode().strip()
 
     def close(self) -> None:
-        """End and remove all that there is, whatever state it is in."""
+        """End and remove everything, in whatever state."""
         self.run("pod", "rm", "--all", "--force", "--time=0")
         self.run("rm", "--all", "--force", "--time=0")
         self.run("volume", "rm", "--all", "--force")
@@ -121,8 +121,8 @@ class Podman:
         """
         deadline, names = time.monotonic() + timeout, [container_of(pod) for pod in pods]
         while True:
-            told = self("inspect", "--format={{.State.Status}} {{.State.ExitCode}}", *names)
-            states = [line.split() for line in told.splitlines()]
+            inspected = self("inspect", "--format={{.State.Status}} {{.State.ExitCode}}", *names)
+            states = [line.split() for line in inspected.splitlines()]
             if all(state in ("stopped", "exited") for state, _ in states):
                 return [int(status) for _, status in states]
             assert time.monotonic() < deadline, f"{states} after {timeout} s: {self.logs(pods)}"
@@ -155,7 +155,8 @@ class Podman:
             scratch.type, scratch.mode = tarfile.DIRTYPE, 0o1777
             tar.addfile(scratch)
         path = f"{sysconfig.get_path('scripts')}:/usr/bin"
-        changes = [f"--change=ENV {value}" for value in (f"PATH={path}", "HOME=/tmp")]
+        variables = (f"PATH={path}", f"PYTHONPATH={CHECKOUT}", "HOME=/tmp")
+        changes = [f"--change=ENV {variable}" for variable in variables]
         self("import", *changes, "-", name, data=archive.getvalue())
 
 
@@ -181,7 +182,7 @@ def make_pods(runtime: Manifest, train_job: Manifest, uid: str, attempt: int) ->
         runtime: The TrainingRuntime.
         train_job: The TrainJob.
         uid: By which the API server knows the JobSet.
-        attempt: How often all its pods have been made anew.
+        attempt: How often all its pods have been recreated.
     """
     (job,) = (
         job
@@ -228,7 +229,7 @@ def _apply_trainer(container: Manifest, name: str, trainer: Manifest) -> None:
 
 
 def _own_memory(pod: Manifest) -> None:
-    """Give a pod's empty volumes names of its own: podman shares them among pods by their names."""
+    """Make the names of a pod's empty volumes unique: podman shares volumes by name."""
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     for mount in pod["spec"]["containers"][0]["volumeMounts"]:
         if "emptyDir" in volumes[mount["name"]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.launch.hosts import Host, network, require, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun")
-GPUS_OF_A_NODE = 2  # which are no GPUs: SLURM only counts them
+GPUS_OF_A_NODE = 2  # not real GPUs: SLURM only counts them
 
 # Two partitions of the same nodes, of which one takes them from the other; a node that has not
 # answered for some seconds counts as lost.
@@ -82,9 +82,9 @@ class Cluster:
 
     def show(self, job: str, key: str) -> str:
         """Return one of the values that SLURM shows of a job."""
-        found = re.search(rf"\b{key}=(\S*)", self.call("scontrol", "show", "job", job))
-        assert found, key
-        return found[1]
+        match = re.search(rf"\b{key}=(\S*)", self.call("scontrol", "show", "job", job))
+        assert match, key
+        return match[1]
 
     def nodes_of(self, job: str) -> list[Host]:
         """Return where a job runs, its head first."""
@@ -116,7 +116,7 @@ class Cluster:
 
 @contextmanager
 def cluster_of(*names: str) -> Iterator[Cluster]:
-    """Bring a cluster up on virtual nodes of its own; skip the test where a program is missing."""
+    """Bring up a cluster of virtual nodes; skip the test where a program is missing."""
     require(*PROGRAMS)
     with (
         tempfile.TemporaryDirectory() as folder,  # whose path is short enough for a socket

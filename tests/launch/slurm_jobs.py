@@ -1,4 +1,4 @@
-"""Jobs that train with launch/slurm.sh on two nodes, and what they must come to."""
+"""Jobs that train with launch/slurm.sh on two nodes, and the result they must have."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.launch.trainings import LAUNCH, wait_for_step
 def submit(
     cluster: Cluster, folder: Path, *options: str, overrides: list[str], processes: str = "2"
 ) -> str:
-    """Submit the script from a folder, as a user would, for two nodes of so many processes."""
+    """Submit the script from a folder, as a user would, for two nodes of `processes` each."""
     return cluster.submit(
         *("--nodes=2", f"--chdir={folder}", f"--output={folder}/job.log", *options),
         LAUNCH / "slurm.sh",
@@ -21,7 +21,7 @@ def submit(
 
 
 def start_training(cluster: Cluster, root: Path, folder: Path, processes: int) -> tuple[str, Path]:
-    """Submit a training of so many processes a node; return its job and directory in step 6."""
+    """Submit a training of `processes` a node; in step 6, return its job and directory."""
     run_dir = folder / "run"
     overrides = trainings.training(root, run_dir, 0.05 * processes)
     job = submit(cluster, folder, overrides=overrides, processes=str(processes))

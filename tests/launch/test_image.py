@@ -39,7 +39,7 @@ def test_every_pin_is_a_name_and_a_version() -> None:
         assert re.fullmatch(r"[\w.+]+", version), name
 
 
-def test_the_pins_are_what_the_package_needs() -> None:
+def test_the_pins_match_the_requirements() -> None:
     needed = dependencies()
     assert "torch" in {requirement.name for requirement in needed}
     for requirement in needed:
@@ -129,8 +129,8 @@ def test_the_image_trains(image: Podman) -> None:
     (run_dir,) = (work / "outputs").iterdir()
     assert run_dir.stat().st_uid == 1000
     code = (
-        "from importlib.metadata import distributions as found\n"
-        "for each in found(): print(each.name, each.version)"
+        "from importlib.metadata import distributions\n"
+        "for package in distributions(): print(package.name, package.version)"
     )
     listed = image(*run, "--entrypoint=python", "dist-mnist", "-c", code)
     installed = dict(line.split() for line in listed.splitlines())

@@ -87,7 +87,7 @@ POD_PATH = f"{JOB_PATH}.template.spec"
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_manifest_is_what_the_api_takes(name: str) -> None:
+def test_the_api_takes_a_manifest(name: str) -> None:
     manifest, check = CHECKS[name]
     check(manifest)
 
@@ -208,6 +208,7 @@ def newest_checkpoint(work: Path) -> int:
 
 
 @needs_podman
+@pytest.mark.slow
 def test_two_pods_train_as_one_process(podman: Podman, work: Path, undisturbed: str) -> None:
     pods = start(podman)
     assert podman.wait(pods) == [0, 0], podman.logs(pods)
@@ -227,8 +228,9 @@ def test_pod_stopped_at_start(podman: Podman) -> None:
 
 
 @needs_podman
+@pytest.mark.slow
 def test_killed_and_evicted_pods(podman: Podman, work: Path, undisturbed: str) -> None:
-    """One pod ends, so all are ended and made anew, as by the JobSet; twice."""
+    """One pod ends, so all are ended and recreated, as by the JobSet; twice."""
     pods = start(podman, attempt=0, numProcPerNode=1)
     wait_for(podman, pods, lambda: newest_checkpoint(work) > 0)
     podman("kill", "--signal=KILL", container_of(pods[1]))

@@ -1,4 +1,4 @@
-"""The SkyPilot task by SkyPilot's own reader, and what it runs on two nodes of this machine."""
+"""The SkyPilot task: read by SkyPilot, and run on two nodes of this machine."""
 
 import os
 import signal
@@ -39,9 +39,9 @@ print(task.num_nodes, mount.mode.value, resources.job_recovery["max_restarts_on_
 
 
 def read_by_skypilot(text: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Let SkyPilot read a task, in a home directory of its own: it writes there when imported.
+    """Let SkyPilot read a task, with a separate home directory: it writes there when imported.
 
-    It needs older packages than wandb does, so it is found by its own interpreter.
+    It needs older packages than wandb does, so it has a separate interpreter.
     """
     if "SKYPILOT_PYTHON" not in os.environ:
         pytest.skip("needs SKYPILOT_PYTHON, an interpreter that can import sky")
@@ -110,7 +110,7 @@ def start_nodes(home: Path, data: Path, task_id: str) -> list[subprocess.Popen[b
 
 def lose(nodes: list[subprocess.Popen[bytes]]) -> None:
     """End all processes of all nodes at once, where any are left."""
-    for process in [each for node in nodes for each in family(node.pid)]:
+    for process in [member for node in nodes for member in family(node.pid)]:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     for node in nodes:
@@ -119,9 +119,10 @@ def lose(nodes: list[subprocess.Popen[bytes]]) -> None:
 
 def family(process: int) -> list[int]:
     """Return a process and all that descend from it."""
-    return [process, *(each for child in children(process) for each in family(child))]
+    return [process, *(member for child in children(process) for member in family(child))]
 
 
+@pytest.mark.slow
 def test_on_new_machines_the_run_goes_on(small_root: Path, tmp_path: Path) -> None:
     run_dir, whole = tmp_path / "runs" / "monday-1", tmp_path / "whole"
     arguments = (*TRAINING, f"data.root={small_root}", f"run_dir={whole}")

@@ -1,4 +1,4 @@
-"""launch/slurm.sh on a SLURM cluster of four virtual nodes, and what can happen to a job there."""
+"""launch/slurm.sh on a SLURM cluster of four virtual nodes: jobs that lose workers or time."""
 
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.launch, pytest.mark.usefixtures("no_job_is_left")]
 NODES = ("n1", "n2", "n3", "n4")
 
 
+@pytest.mark.slow
 def test_two_nodes_match_one_process(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
@@ -27,6 +28,7 @@ def test_two_nodes_match_one_process(
     assert ": 4 x " in (tmp_path / "job.log").read_text()
 
 
+@pytest.mark.slow
 def test_killed_worker_and_time_limit(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
@@ -46,6 +48,7 @@ def test_killed_worker_and_time_limit(
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_preempted_job_continues(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:
@@ -90,6 +93,7 @@ def test_interrupted_job_continues(
     assert "to continue" in (tmp_path / "job.log").read_text()
 
 
+@pytest.mark.slow
 def test_sweep_survives_its_time_limit(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:

@@ -17,7 +17,7 @@ NODES = ("n1", "n2")
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """A copy of the script under another name, beside one that only says what it was given."""
+    """A copy of the script under another name, beside one that only prints its arguments."""
     folder = tmp_path / "my launch"
     folder.mkdir()
     shutil.copy(LAUNCH / "slurm.sh", folder / "train.sbatch")
@@ -45,7 +45,7 @@ def test_any_name_and_any_argument(cluster: Cluster, script: Path, tmp_path: Pat
     assert not [*tmp_path.glob(".slurm-*")]
 
 
-def test_export_none_is_no_lost_node(cluster: Cluster, script: Path, tmp_path: Path) -> None:
+def test_export_none_loses_no_node(cluster: Cluster, script: Path, tmp_path: Path) -> None:
     job = submit(cluster, script, tmp_path, options=("--export=NONE",))
     cluster.wait_for(job, "COMPLETED", 30)
     job = submit(cluster, script, tmp_path, options=("--export=STATUS=1",))
@@ -54,9 +54,7 @@ def test_export_none_is_no_lost_node(cluster: Cluster, script: Path, tmp_path: P
     assert cluster.show(job, "Restarts") == "0"
 
 
-def test_job_submitted_in_an_array_is_its_own(
-    cluster: Cluster, script: Path, tmp_path: Path
-) -> None:
+def test_job_from_an_array_counts_alone(cluster: Cluster, script: Path, tmp_path: Path) -> None:
     inner = f"sbatch --nodes=1 --parsable --output={tmp_path}/inner.log '{script}' inner > id"
     outer = cluster.submit(
         *(f"--chdir={tmp_path}", "--output=outer.log", "--array=7", "--wrap", f"{inner}; sleep 3"),
@@ -79,6 +77,7 @@ def test_task_of_an_array_is_requeued_alone(cluster: Cluster, script: Path, tmp_
         assert cluster.show(f"{job}_{task}", "Restarts") == restarts
 
 
+@pytest.mark.slow
 def test_no_progress_is_a_failure(cluster: Cluster, script: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "last.safetensors"
     checkpoint.parent.mkdir(parents=True)
@@ -94,6 +93,7 @@ def test_no_progress_is_a_failure(cluster: Cluster, script: Path, tmp_path: Path
     assert not [*tmp_path.glob(".slurm-*")]
 
 
+@pytest.mark.slow
 def test_plain_srun_is_refused(cluster: Cluster, small_root: Path, tmp_path: Path) -> None:
     def srun(*options: str) -> str:
         return cluster.call(

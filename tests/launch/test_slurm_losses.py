@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.launch, pytest.mark.usefixtures("no_job_is_left")]
 NODES = ("n1", "n2", "n3", "n4")
 
 
+@pytest.mark.slow
 def test_killed_agent_requeues_the_job(
     cluster: Cluster, small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""A training that is long enough to be disturbed, and what it must come to in the end."""
+"""A training that is long enough to be disturbed, and the result that it must have."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.launch.hosts import Host, wait_until
 from tests.support.configs import CHECKOUT
 
 LAUNCH = CHECKOUT / "launch"
-# What a node has of the machine that a job was submitted from.
+# The variables that a node takes over from the machine where a job is submitted.
 ENVIRONMENT = {
     "PYTHON": sys.executable,
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -53,7 +53,7 @@ def undisturbed(root: Path, run_dir: Path) -> str:
 
 
 def steps(run_dir: Path) -> int:
-    """Return how many steps a run's journal tells of."""
+    """Return the last step in a run's journal, or 0."""
     journal = run_dir / "metrics.jsonl"
     lines = read_journal(journal) if journal.exists() else []
     return max((line["step"] for line in lines), default=0)
@@ -72,7 +72,7 @@ def wait_for_step(run_dir: Path, step: int, seconds: float = 60) -> float:
 
 def ranks_on(host: Host) -> dict[int, int]:
     """Return the processes of a host that are ranks of a training, by rank."""
-    found = {}
+    ranks = {}
     for process in host.processes():
         try:
             command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
@@ -81,18 +81,18 @@ def ranks_on(host: Host) -> dict[int, int]:
             continue
         values = dict(entry.split(b"=", 1) for entry in environment if b"=" in entry)
         if b"torch.distributed.run" not in command and b"RANK" in values:
-            found[int(values[b"RANK"])] = process
-    return found
+            ranks[int(values[b"RANK"])] = process
+    return ranks
 
 
 def agent_on(host: Host) -> int:
     """Return the one process of a host that is torchrun."""
-    (found,) = (
+    (agent,) = (
         process
         for process in host.processes()
         if b"torch.distributed.run" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     )
-    return found
+    return agent
 
 
 def kill(process: int) -> None:
@@ -106,6 +106,6 @@ def wandb_ids(run_dir: Path) -> set[str]:
 
 
 def journal_steps(run_dir: Path) -> list[int]:
-    """Return the steps that a run's journal tells of, in its order."""
+    """Return the steps in a run's journal, in its order."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [line["step"] for line in map(json.loads, lines) if line["kind"] == "step"]

@@ -14,7 +14,7 @@ from tests.support.strokes import Drawing
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-# Debian's and Ubuntu's names; playwright would download one of its own.
+# Debian's and Ubuntu's names; playwright would download another one.
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SETTLED = "#answer[aria-busy=false]"
 

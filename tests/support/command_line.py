@@ -10,7 +10,7 @@ def call(
     capsys: pytest.CaptureFixture[str],
     *arguments: str,
 ) -> tuple[int, str, str]:
-    """Run a command line in this process; return its status and what it printed."""
+    """Run a command line in this process; return its status, output and errors."""
     monkeypatch.setattr("sys.argv", ["dist-mnist", *arguments])
     status = 0
     try:

@@ -2,14 +2,14 @@
 
 import io
 import math
+import random
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
-from tests.support.drawings import draw_digit
+from tests.support.strokes import draw, picture
 
 Color = tuple[int, int, int]
 
@@ -52,19 +52,24 @@ SCENES = {
 }
 
 
-def write_number(
-    number: str, seed: int, size: tuple[int, int] = (900, 400), **pen: Any
-) -> NDArray[np.float64]:
-    """Return the ink of digits side by side, each in a hand of its own: float64 (H, W), 0 to 1."""
+def write_number(number: str, seed: int, size: tuple[int, int] = (900, 400)) -> NDArray[np.float64]:
+    """Return the ink of digits side by side, each by a different hand: float64 (H, W), 0 to 1.
+
+    `size` is the width and height in pixels.
+    """
     width, height = size
     cell = int(min(0.8 * width / len(number), 0.85 * height))
-    ink = np.zeros((height, width))
+    paper = Image.new("L", size)
     top, left = (height - cell) // 2, (width - cell * len(number)) // 2
     for place, digit in enumerate(number):
-        drawn = draw_digit(int(digit), seed * 100 + place, cell, **pen).convert("L")
-        start = left + place * cell
-        ink[top : top + cell, start : start + cell] = 1 - np.asarray(drawn) / 255
-    return ink
+        drawing = draw(10 * (seed * 100 + place) + int(digit))
+        ink = ImageOps.invert(picture(drawing))
+        hand = random.Random(f"{number} {seed} {place}")
+        side = round(cell * hand.uniform(0.4, 0.75))
+        ink = ImageOps.contain(ink.crop(ink.getbbox()), (side, side))
+        x, y = (cell * (0.5 + hand.uniform(-0.08, 0.08)) - extent / 2 for extent in ink.size)
+        paper.paste(ink, (left + place * cell + round(x), top + round(y)))
+    return np.asarray(paper) / 255
 
 
 def take_photo(ink: NDArray[np.float64], scene: Scene, seed: int) -> bytes:

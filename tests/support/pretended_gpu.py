@@ -28,7 +28,7 @@ from tests.support.configs import SOLO, make_config
 set_up = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
 NAME = "pretended"
 KERNELS = torch.library.Library("aten", "IMPL", "Meta")
-# What only changes how memory is seen, or is done on the CPU.
+# Operations that only change the view of memory, or run on the CPU.
 WITHOUT_KERNEL = ("aten.detach", "aten.empty", "aten.new_empty", "aten.lift", "profiler", "prim.")
 
 
@@ -65,7 +65,7 @@ class Launches(TorchDispatchMode):
 
 
 def launches(root: Path, *overrides: str) -> Launches:
-    """Return what a training's second step launches; call it in a process of its own.
+    """Return what a training's second step launches; call it in a separate process.
 
     Raises:
         RuntimeError: The step waits for the device, or mixes it with another.
@@ -121,10 +121,10 @@ def _state(root: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Trai
 
 def _without_pretence(function: Callable[..., Any], *arguments: Any) -> Any:
     with unset_fake_temporarily():
-        found = function(*arguments)
-    if isinstance(found, nn.Module):
-        found.to = partial(_moved, found)  # type: ignore[method-assign]
-    return found
+        result = function(*arguments)
+    if isinstance(result, nn.Module):
+        result.to = partial(_moved, result)  # type: ignore[method-assign]
+    return result
 
 
 def _moved(model: nn.Module, *_: Any, **__: Any) -> nn.Module:

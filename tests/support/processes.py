@@ -31,10 +31,10 @@ def run_ranks(size: int, function: Callable[..., Any], *args: object) -> list[An
     """Call a function of the tests in `size` real processes, as torchrun would start them.
 
     The processes are forked from a server that has imported torch already, which takes a tenth of
-    the time of starting them anew. They draw no pictures.
+    the time of a fresh start. They draw no pictures.
 
     Returns:
-        What each rank returned, in order of rank.
+        The return value of each rank, in order of rank.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dist_mnist.training.run", "torch._dynamo"])
@@ -100,7 +100,7 @@ def free_port() -> int:
 def python(
     *arguments: str, cwd: Path | None = None, timeout: float = 120, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter as a user would and return what it printed."""
+    """Run this interpreter as a user would; return its status, output and errors."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,

@@ -11,7 +11,7 @@ from dist_mnist.record.journal import read_journal
 from dist_mnist.training.run import run
 from tests.support.configs import make_config
 
-# What no two runs share: the keys of the journal that tell of time.
+# The journal's keys that hold times, which differ between equal runs.
 CLOCK = ("seconds", "images_per_second")
 
 

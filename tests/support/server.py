@@ -21,7 +21,7 @@ class Server(NamedTuple):
     Attributes:
         url: Where, such as http://127.0.0.1:40123.
         process: Its process.
-        printed: What it printed before the address.
+        printed: Its output before the address.
     """
 
     url: str
@@ -57,7 +57,7 @@ def serving(*overrides: str, cwd: Path) -> Iterator[Server]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
+        # A shell makes background programs ignore Ctrl-C, and children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:

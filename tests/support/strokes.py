@@ -41,13 +41,17 @@ class Drawing:
     pen: float
 
 
-def draw(seed: int) -> Drawing:
-    """Draw the digit `seed % 10`, in a way and by a hand that depend on the seed alone."""
+def draw(seed: int, pen: float | None = None) -> Drawing:
+    """Draw the digit `seed % 10`, in a way and by a hand that depend on the seed alone.
+
+    `pen` is a share of the canvas's side; None draws with one of `PENS`.
+    """
     digit, hand = seed % 10, random.Random(seed)
     way = sorted(WAYS[digit])[int(hand.random() * len(WAYS[digit]))]
     strokes = [_curve(stroke) for stroke in WAYS[digit][way]]
     strokes = _unsteady(strokes, hand)
-    pen = PENS[int(hand.random() * len(PENS))]
+    usual_pen = PENS[int(hand.random() * len(PENS))]
+    pen = usual_pen if pen is None else pen
     placed = _placed(_shaped(strokes, hand), pen, hand)
     density = math.exp(hand.uniform(math.log(5), math.log(40)))  # points for a line of height 1
     height = max(y for line in placed for _, y in line) - min(y for line in placed for _, y in line)

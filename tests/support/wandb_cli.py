@@ -8,7 +8,7 @@ from typing import Any
 
 
 def wandb_command(*arguments: str, cwd: Path) -> str:
-    """Run wandb's own command as a user would and return what it printed."""
+    """Run the wandb command as a user would and return its output."""
     command = [str(Path(sys.executable).with_name("wandb")), *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
 

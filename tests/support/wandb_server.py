@@ -17,7 +17,7 @@ class WandbServer(ThreadingHTTPServer):
         rows: By run, its history in the order in which it arrived.
         projects: By run, in which project it is.
         sweep: The YAML text of the one sweep that there is.
-        trials: What an agent of the sweep is still to run: by run, the value of each parameter.
+        trials: The sweep's remaining runs: by run, the value of each parameter.
         answers: Whoever asks is kept waiting while this is not set.
     """
 

@@ -28,7 +28,7 @@ MEAN, DEVIATION = 0.1307, 0.3081
 LEARNING_RATE = 0.001
 NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": ConvNet}
 
-# What PyTorch recommends for DDP where every step runs the same layers.
+# PyTorch recommends this for DDP where every step runs the same layers.
 DDP_OPTIONS: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": True}
 
 RANK = int(os.environ.get("RANK", 0))
@@ -48,7 +48,7 @@ class Arguments:
         global_batch_size: The samples of one step, over all processes.
         epochs: How often the training set is seen.
         workers: The data loading processes of each training process.
-        limit: Use only as many samples as so many steps need; None for all of them.
+        limit: The number of steps whose samples are kept; None for all samples.
     """
 
     model: str
@@ -111,7 +111,7 @@ def network(arguments: Arguments) -> nn.Module:
 
 @dataclass
 class Stopwatch:
-    """Takes the time of every epoch, once the GPU has done what it was told to."""
+    """Takes the time of every epoch, once the GPU has finished it."""
 
     seconds: list[float] = field(default_factory=list)
     _started: float = 0.0

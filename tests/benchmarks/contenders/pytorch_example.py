@@ -1,4 +1,4 @@
-"""PyTorch's own MNIST example, written anew from its figures, until it reaches an accuracy.
+"""PyTorch's own MNIST example, rewritten from its figures, until it reaches an accuracy.
 
 Two 3x3 convolutions with 32 and 64 channels, pooling, dropout 0.25, linear layers 9216-128-10 with
 dropout 0.5 between, log-softmax and NLL; batches of 64 through a DataLoader, Adadelta at 1.0 times
