@@ -132,10 +132,10 @@ def _write(config: ExportConfig, path: Path) -> None:
 def _encode(form: ExportFormat, exported: Exported, test: Samples, metadata: Metadata) -> bytes:
     example = exported.prepare(test.block(slice(2))[0].clone())  # a view would be saved whole
     advice = f"; choose another of {', '.join(other.value for other in ExportFormat)}"
-    with refusing(f"format={form.value} cannot express this network", advice):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about its own code
-            return FORMATS[form].write(exported, example, metadata)
+    sentence = f"format={form.value} cannot express this network"
+    with refusing(sentence, advice), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about its own code
+        return FORMATS[form].write(exported, example, metadata)
 
 
 def _answers(function: Function, exported: Exported, test: Samples) -> torch.Tensor:

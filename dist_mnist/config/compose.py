@@ -21,7 +21,7 @@ def conf_folder() -> Path:
 
 
 def register_schema(name: str, schema: type) -> None:
-    """Make a dataclass known to Hydra as `<name>_schema`, with which `conf/<name>.yaml` begins."""
+    """Register a dataclass with Hydra as `<name>_schema`, with which `conf/<name>.yaml` begins."""
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 
@@ -55,7 +55,7 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def hydra_sentence(error: BaseException) -> str:
-    """Return an error of Hydra's in one line: the override, and what OmegaConf says about it."""
+    """Return an error of Hydra's in one line: the override, and OmegaConf's reason."""
     if isinstance(error, OverrideParseException):
         return _grammar_sentence(error)
     text = str(error).partition("\nConfig search path")[0].replace("\n\nAvailable", "; available")

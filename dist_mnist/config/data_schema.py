@@ -1,4 +1,4 @@
-"""The schema of a data set: where it is, how it is split, and how its samples are drawn."""
+"""The schema of a data set: its files, its parts, and how its samples are drawn."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -9,33 +9,33 @@ from dist_mnist.config.overrides import checked_path
 
 
 class Fit(Enum):
-    """The treatment of a picture whose aspect ratio differs from that of `data.image_shape`."""
+    """How a picture of another aspect ratio is fitted into `data.image_shape`."""
 
-    pad = "pad"  # black bars around it
-    crop = "crop"  # its edges are cut off
-    stretch = "stretch"  # it is squeezed
+    pad = "pad"  # add black bars
+    crop = "crop"  # cut its edges off
+    stretch = "stretch"  # squeeze it
 
 
 class Broken(Enum):
-    """The treatment of pictures in a folder that cannot be read."""
+    """What happens if pictures in a folder cannot be decoded."""
 
     refuse = "refuse"
     skip = "skip"
 
 
 class Residence(Enum):
-    """The place that samples stay in while a run lasts."""
+    """Where the samples stay during a run."""
 
     auto = "auto"  # the device if they fit there
-    device = "device"  # each process has all of them in the memory it computes in
+    device = "device"  # every process has all of them in its device's memory
     host = "host"  # the processes of a machine share one file, mapped into their memory
 
 
 class Balance(Enum):
-    """A way to keep large classes from counting more than small ones."""
+    """How uneven class sizes are balanced."""
 
     none = "none"
-    weights = "weights"  # the losses of each class add up to the same weight
+    weights = "weights"  # the losses of all classes have the same total weight
     sample = "sample"  # an epoch draws from each class equally often
 
 
@@ -48,12 +48,12 @@ class DataConfig:
     """A data set, and how its training files are split."""
 
     name: str
-    num_classes: int | None  # null: as many as the data set has
+    num_classes: int | None  # null: the number in the data set
     image_shape: list[int]  # channels, height, width
     dataset: dict[str, Any]  # _target_(root, train, download)
     root: str  # the folder of the files, in torchvision's layout
     validation_size: Any  # training samples held out, stratified: a number, or a share below 1
-    normalize: bool  # scale pixels to mean 0 and deviation 1, instead of to the range 0 to 1
+    normalize: bool  # scale pixels to mean 0 and deviation 1; false: to the range 0 to 1
     # Checkpoints from before there were these have no value for them.
     residence: Residence = Residence.auto
     balance: Balance = Balance.none
@@ -66,7 +66,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         self.root = checked_path("data.root", self.root, "it must be a folder; . is this one")
         classes = self.num_classes
-        rule = "it must be at least 2, or null for what the data set has"
+        rule = "it must be at least 2, or null for the number in the data set"
         require(classes is None or classes >= 2, "data.num_classes", classes, rule)
         rule = "it must be a number of samples, a share below 1, or 0 to train on all of them"
         require(is_size(self.validation_size), "data.validation_size", self.validation_size, rule)
@@ -79,9 +79,6 @@ class DataConfig:
         size = self.test_size
         rule = "it must be a number of pictures, or a share of them below 1"
         require(size is None or (is_size(size) and size > 0), "data.test_size", size, rule)
-        self._check_choice()
-
-    def _check_choice(self) -> None:
         chosen, samples = self.classes, self.samples_per_class
         rule = "it must be at least 1, or null for all"
         require(samples is None or samples >= 1, "data.samples_per_class", samples, rule)
@@ -99,12 +96,12 @@ class DataConfig:
 
 
 def is_size(value: object) -> bool:
-    """Return whether a value is a number of samples, or a share of them: from 0 to below 1."""
+    """Return whether a value is a number of samples, or a share of them from 0 to below 1."""
     if isinstance(value, float) and not value.is_integer():
         return 0 <= value < 1
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
 
 
 def number_of(size: float, samples: int) -> int:
-    """Return how many samples a size stands for: itself, or a share rounded to whole ones."""
+    """Return the number of samples for a size: itself, or a rounded share."""
     return round(size * samples) if 0 < size < 1 else int(size)

@@ -1,4 +1,4 @@
-"""Overrides (`key=value`) as a user types them: for Hydra's grammar, and for a shell."""
+"""Overrides (`key=value`) on the command line: quoting, words, and the home folder."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ from dist_mnist.config.errors import InputError, require
 P = TypeVar("P", str, "str | None")
 
 KEY = r"[+~]*[A-Za-z][\w./@-]*"
-# What neither Hydra nor a shell would take for something else.
+# Text that needs no quotes, in Hydra or in a shell.
 PLAIN = re.compile(r"[\w./@%+:-]+", re.ASCII)
 # Hydra's options whose value is the next argument.
 OPTIONS_WITH_VALUE = (
@@ -21,16 +21,16 @@ OPTIONS_WITH_VALUE = (
 
 
 def to_copy(key: str, value: str) -> str:
-    """Return an override that can be copied into a shell, with quotes where they are needed."""
+    """Return an override with the quotes that a shell and Hydra need."""
     if PLAIN.fullmatch(value):
         return f"{key}={value}"
     return shlex.quote(f"{key}={_quoted(value)}")
 
 
 def quoting_hint(override: str) -> str | None:
-    """Return an override that Hydra cannot read with quotes that may help, for a shell.
+    """Return an override that Hydra cannot parse with quotes that may help, for a shell.
 
-    None if it is not a key with a text: a list, a quote that is not closed, or no value.
+    None if its value is not text: a list, an unclosed quote, or nothing.
     """
     key, _, value = override.partition("=")
     if not value or value[0] in "[{('\"" or not re.fullmatch(KEY, key, re.ASCII):
@@ -44,10 +44,10 @@ def _quoted(value: str) -> str:
 
 
 def gather_words(key: str, arguments: Sequence[str]) -> list[str]:
-    """Return arguments with those that are no overrides, such as paths, as the value of a key.
+    """Return arguments with plain words, such as paths, collected as the value of a key.
 
-    With the key `runs`, `a b output=c` becomes `output=c runs=["a","b"]`. A `-` alone and whatever
-    exists as a file are words, too.
+    With the key `runs`, `a b output=c` becomes `output=c runs=["a","b"]`. A `-` alone and the name
+    of an existing file are words too.
     """
     words: list[str] = []
     others: list[str] = []
@@ -67,7 +67,7 @@ def _exists(path: str) -> bool:
 
 
 def in_home(path: str) -> str:
-    """Return a path with the home folder for a leading `~`, if that is known."""
+    """Return a path with the home folder for a leading `~`, if there is one."""
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
@@ -75,15 +75,15 @@ def in_home(path: str) -> str:
 
 
 def checked_path(key: str, path: P, rule: str) -> P:
-    """Return a path that a key may name, with the home folder for a leading `~`.
+    """Return the path in a key, with the home folder for a leading `~`.
 
     Args:
-        key: Of the config.
-        path: Its value; None if it names none.
-        rule: What to set it to instead of nothing but blanks.
+        key: The key, for the message.
+        path: Its value; None for no path.
+        rule: The advice if it is blank.
 
     Raises:
-        InputError: It is blank, as when a shell's variable is not set.
+        InputError: It is blank, for example because a shell variable is not set.
     """
     if path is None:
         return path
@@ -92,7 +92,7 @@ def checked_path(key: str, path: P, rule: str) -> P:
 
 
 def expand_home(override: str) -> str:
-    """Return `key=~/folder` with the home folder in it, since not every shell does that."""
+    """Return `key=~/folder` with the home folder, since not every shell expands it."""
     match = re.fullmatch(rf"({KEY}=)(~[^/,]*)(.*)", override, re.ASCII | re.DOTALL)
     if match is None:
         return override

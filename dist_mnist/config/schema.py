@@ -23,13 +23,13 @@ class Precision(Enum):
 
     auto = "auto"  # bf16 on GPUs that have it, fp16 on other GPUs, fp32 on the CPU
     fp32 = "fp32"
-    tf32 = "tf32"  # float32, which GPUs multiply with fewer bits; fp32 on the CPU
+    tf32 = "tf32"  # float32 with TensorFloat-32 on GPUs; fp32 on the CPU
     bf16 = "bf16"
     fp16 = "fp16"
 
 
 class Resume(Enum):
-    """The treatment of a run directory that already holds a run."""
+    """Whether a run directory may, must not or must hold a run already."""
 
     auto = "auto"
     never = "never"
@@ -46,7 +46,7 @@ class TrackingMode(Enum):
 
 
 class Logger(Enum):
-    """A receiver of a run's numbers, besides the journal."""
+    """A tracker of a run's numbers, besides the journal."""
 
     wandb = "wandb"
     tensorboard = "tensorboard"
@@ -62,7 +62,7 @@ class AugmentationConfig:
     scale: float  # 0.1: from 0.9 to 1.1 times its size
     # Checkpoints from before there were these two have no value for them.
     slant_degrees: float = 0.0
-    stroke_width: float = 0.0  # 1: from what the darkest neighbors leave to the brightest ones
+    stroke_width: float = 0.0  # 1: up to the darkest or brightest neighbor of each pixel
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
@@ -80,7 +80,7 @@ class AugmentationConfig:
 
     @property
     def warps(self) -> bool:
-        """True if an image may change in more than its place."""
+        """True if anything but the position of an image may change."""
         return any(value for key, value in vars(self).items() if key != "shift_pixels")
 
     @property
@@ -109,7 +109,7 @@ NOT_REPRODUCIBLE = {
 
 @dataclass
 class TrainerConfig:
-    """The loop: how long, in which batches, on what device, and what is written when."""
+    """The loop: its length, batches, device, precision, logging and checkpoints."""
 
     epochs: int
     max_steps: int | None
@@ -158,7 +158,7 @@ class TrackingConfig:
 
 @dataclass
 class Config:
-    """Everything that one run is made from."""
+    """Everything that determines one run."""
 
     data: DataConfig
     model: dict[str, Any]
@@ -202,7 +202,7 @@ def build_config(composed: DictConfig) -> Config:
 
 
 def with_num_classes(config: Config, count: int) -> Config:
-    """Return a config with the number of classes, wherever it is null, in data, model and loss."""
+    """Return a config whose null numbers of classes, in data, model and loss, are filled in."""
     parts = {name: _filled(getattr(config, name), count) for name in ("model", "loss")}
     return replace(config, data=replace(config.data, num_classes=count), **parts)
 
@@ -238,11 +238,10 @@ def config_from_plain(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> C
     """Return a checkpoint's config, which `plain_config` made, with changes to it.
 
     Args:
-        plain: The config in the checkpoint.
-        changes: Nested like the config; a value of None keeps that of the checkpoint.
+        changes: Nested like the config; None keeps the checkpoint's value.
 
     Raises:
-        InputError: It is not a config of ours, or a change is not allowed.
+        InputError: It is not a valid config, or a change is not allowed.
     """
     # Interpolations were resolved before it was saved, so one that is left is not ours.
     if "${" in repr(plain):
@@ -251,7 +250,7 @@ def config_from_plain(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> C
     try:
         saved = OmegaConf.merge(schema, _upgraded(plain))
         build_config(saved)  # type: ignore[arg-type]
-    except Exception as error:  # a file from elsewhere may hold anything
+    except Exception as error:  # a file from elsewhere may contain anything
         raise InputError(f"the checkpoint's config cannot be used: {one_line(error)}.") from error
     return build_config(OmegaConf.merge(saved, _without_none(changes)))  # type: ignore[arg-type]
 

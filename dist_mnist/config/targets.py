@@ -38,9 +38,9 @@ def instantiate(
     As in Hydra, `_args_` holds positional arguments, and nested targets are built too.
 
     Args:
-        key: The config's place, for messages, such as "model".
+        key: The config's key, for messages, such as "model".
         config: The target and its arguments, in plain dicts, lists and scalars.
-        kind: The class that a target must be a subclass of, or that a function must return.
+        kind: The base class that a target must have, or that a function must return.
         *args: Positional arguments to put first.
         trusted_modules: Modules that are allowed besides torch, torchvision and dist_mnist.
         **kwargs: Keyword arguments to add.

@@ -1,1 +1,1 @@
-"""The data of each step, a pure function of the seed."""
+"""The samples of each step, a pure function of the seed."""

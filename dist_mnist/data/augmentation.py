@@ -1,7 +1,7 @@
 """Random changes to a batch of training images, on their own device.
 
-Every image has its own random numbers, so a global batch is changed in the same way however many
-processes share it.
+Every image has its own random numbers, so a global batch is changed in the same way at any world
+size.
 """
 
 import math
@@ -33,7 +33,7 @@ class Changes(NamedTuple):
 
 
 def draw_changes(config: AugmentationConfig, count: int, device: torch.device) -> Changes:
-    """Draw what happens to `count` images, from the device's default generator."""
+    """Draw the changes of `count` images from the device's default generator."""
     moves, warps = torch.empty(2, 0, dtype=torch.int64), torch.empty(4, 0)
     if config.shift_pixels:
         moves = torch.randint(2 * config.shift_pixels + 1, (2, count), device=device)
@@ -48,10 +48,10 @@ def augment(
     """Fetch images and change each of them at random, by as much as the config allows.
 
     Args:
-        samples: Where the images are, with a margin of `config.margin`.
+        samples: With a margin of `config.margin`.
         indices: int64 of shape (B,), B at least 1.
-        config: How far to change them; zeros leave the images as they are.
-        changes: What happens to each of them.
+        config: The largest changes; zeros leave the images unchanged.
+        changes: From `draw_changes`, for these images.
 
     Returns:
         uint8 of shape (B, C, H, W).
@@ -69,8 +69,8 @@ def augment(
     if config.stroke_width:
         images = change_stroke_width(images, thickness * config.stroke_width)
     if most:
-        each = torch.arange(len(images), device=images.device)
-        images = window(F.pad(images.contiguous(), [most] * 4), each, most, down, right)
+        places = torch.arange(len(images), device=images.device)
+        images = window(F.pad(images.contiguous(), [most] * 4), places, most, down, right)
     return images
 
 
@@ -97,8 +97,8 @@ def window(
     if padded.device.type != "cpu":
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         return windows[indices, :, down, right]
-    # A move is only an offset in memory, so each image is one copy of one contiguous stretch, which
-    # on a CPU is several times faster than looking up its pixels.
+    # A move is only an offset in memory, so an image is a copy of one contiguous stretch, which on a
+    # CPU is several times faster than indexing its pixels.
     image, channel, row, _ = padded.stride()
     starts = indices * image + down * row + right
     stretch = image - 2 * margin * row - 2 * margin
@@ -116,7 +116,7 @@ def rotate_and_scale(
         images: uint8 of shape (B, C, H, W).
         degrees: float32 of shape (B,).
         scale: float32 of shape (B,); 1.1 makes the picture a tenth larger.
-        slant: float32 of shape (B,), in degrees; vertical lines lean to the right by so many.
+        slant: float32 of shape (B,), in degrees; vertical lines lean to the right by this angle.
     """
     angle, lean = degrees * (math.pi / 180), (slant * (math.pi / 180)).tan()
     # The grid says where each output pixel comes from: a larger picture needs smaller steps.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-UNEVEN = 2.0  # times as many samples in the largest class as in the smallest one
+UNEVEN = 2.0  # the largest class over the smallest one
 ROWS_SHOWN = 20
 BAR_WIDTH = 40
 

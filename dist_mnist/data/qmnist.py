@@ -9,8 +9,8 @@ import torchvision
 class QMNIST(torchvision.datasets.QMNIST):  # type: ignore[misc]
     """torchvision's QMNIST with one label for each image.
 
-    Its files have a table of eight columns for the images: the digit, then who wrote it and where
-    it is in the NIST sources (Yadav, Bottou 2019, https://arxiv.org/abs/1905.10498).
+    Its files have eight columns of labels: the digit, then its writer and its place in the NIST
+    sources (Yadav, Bottou 2019, https://arxiv.org/abs/1905.10498).
 
     Attributes:
         data: Images, uint8 of shape (N, 28, 28), white on black.

@@ -1,4 +1,4 @@
-"""Random numbers that depend on their purpose, not on what was drawn before."""
+"""Random numbers that depend on their purpose, not on earlier draws."""
 
 import hashlib
 

@@ -1,8 +1,8 @@
 """A data set in its parts: train, validation and test.
 
 MNIST is 47 MB as bytes: it stays on the device as uint8, and a batch is one indexing operation. No
-worker processes, no Python per sample, no image library in the loop. What does not fit there stays
-in a file that is mapped into memory.
+worker processes, no Python per sample, no image library in the loop. A data set that does not fit
+there stays in a file that is mapped into memory.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,12 @@ from dist_mnist.distributed.world import World
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The parts of a data set and what is known about it.
+    """The parts of a data set, its normalization, classes and fingerprint.
 
     Attributes:
-        train: The samples that the weights are fitted to.
-        validation: Samples held out of the training files, by which every choice is made; may be
-            empty.
-        test: The samples that are looked at once, at the end.
+        train: The samples to train on.
+        validation: Samples held out of the training files, which decide every choice; may be empty.
+        test: The samples that are used once, at the end.
         normalization: Of the training files, including the validation part.
         classes: The names of the classes, in the order of the labels.
         fingerprint: The number of samples in the files and a checksum of them, by name.
@@ -83,9 +82,8 @@ def load_splits(
     Safe to call from many processes at once. The split depends on the seed alone.
 
     Args:
-        config: Which data set.
-        seed: Of the validation part.
-        trusted_modules: Modules that its class may come from.
+        seed: Determines the validation part.
+        trusted_modules: The user's modules that may define its class.
         world: Decides where the samples stay; None for one process on the CPU.
 
     Raises:
@@ -113,7 +111,7 @@ def load_splits(
 
 
 def _hold_out(config: DataConfig, training: Samples, seed: int) -> tuple[Samples, Samples]:
-    """Return what is left to train on, and the validation part."""
+    """Return the samples to train on and the validation part."""
     size = number_of(config.validation_size, len(training))
     if size >= len(training):
         raise InputError(
@@ -193,7 +191,7 @@ def load_part(
 
 
 def _read_arrays(config: DataConfig, source: Any) -> ImageTensors:
-    """Return the images and labels that a data set has as arrays."""
+    """Return a data set's images and labels, which it must have as arrays."""
     if not (hasattr(source, "data") and hasattr(source, "targets")):
         raise InputError(
             f"data.dataset._target_={config.dataset['_target_']} has no attributes `data` and "
@@ -223,8 +221,8 @@ def _check_images_and_labels(
     if shape != config.image_shape:
         raise InputError(
             f"data.image_shape={config.image_shape} (channels, height, width) does not fit "
-            f"{config.name}: its images are of shape {shape}; set data.image_shape to what they "
-            f"are, or give them as (N, C, H, W), (N, H, W, C) or (N, H, W)."
+            f"{config.name}: its images are of shape {shape}; set data.image_shape to that, "
+            f"or give them as (N, C, H, W), (N, H, W, C) or (N, H, W)."
         )
     if images.dtype != torch.uint8:
         raise InputError(
@@ -252,8 +250,7 @@ def stratified_choice(labels: torch.Tensor, size: int, seed: int) -> torch.Tenso
 
     Args:
         labels: int64 of shape (N,).
-        size: How many to choose, at most N.
-        seed: Determines which ones.
+        size: The number of samples to choose, at most N.
 
     Returns:
         int64 indices of shape (size,), ascending.

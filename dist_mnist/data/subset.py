@@ -15,9 +15,8 @@ def choose_classes(
     """Choose the samples of `data.classes`, whose labels become 0, 1, 2 and so on in that order.
 
     Args:
-        config: Names the classes by their labels.
         labels: Integers of shape (N,).
-        names: Of all classes of the data set.
+        names: The names of all classes of the data set.
 
     Returns:
         Their ascending int64 indices, their int64 labels, and the names of their classes.
@@ -41,15 +40,12 @@ def choose_classes(
 def choose_samples(
     labels: torch.Tensor, names: Sequence[str], count: int, seed: int
 ) -> torch.Tensor:
-    """Choose as many samples of each class at random.
+    """Choose `count` samples of each class at random.
 
-    A smaller count chooses some of what a larger one does.
+    A smaller count chooses a subset of a larger one's samples.
 
     Args:
         labels: int64 of shape (N,), on the CPU.
-        names: Of the classes.
-        count: Of each class.
-        seed: Determines which ones.
 
     Returns:
         int64 indices of shape (classes * count,), ascending.

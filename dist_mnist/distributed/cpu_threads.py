@@ -1,6 +1,6 @@
-"""Chooses the number of CPU threads of a process, by a rule that answers alike at every launch.
+"""Chooses the number of CPU threads of a process, by a rule that gives the same at every launch.
 
-Threads that have too little to do cost more than they bring, and far more beside another program: a
+Threads with too little work cost more than they gain, and far more beside another program: one
 thread that has lost its core keeps all the others waiting. Imports no torch, so that `wait_briefly`
 can be called before torch is loaded.
 """
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from dist_mnist.distributed.cgroups import group_folders
 
-# Multiply-adds of a forward pass, in one step, that are worth a thread: about a millisecond.
+# Multiply-adds of a step's forward pass that are worth a thread: about a millisecond.
 WORK_PER_THREAD = 25_000_000
-# How often a waiting thread of GNU OpenMP looks before it sleeps. By default it looks for
-# milliseconds, and takes the core from the thread it waits for. Fewer looks than these cost speed
-# where nothing else runs; tests/benchmarks/beside.py measures both.
+# How often a waiting thread of GNU OpenMP spins before it sleeps. By default it spins for
+# milliseconds, on the core of the thread that it waits for. Fewer spins than these cost speed on a
+# quiet machine; tests/benchmarks/beside.py measures both.
 SPIN_COUNT = "1000"
 
 
 def wait_briefly() -> None:
-    """Let waiting threads sleep soon, unless the user has chosen otherwise."""
+    """Let waiting threads sleep soon, unless the user has set OMP_WAIT_POLICY."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
@@ -30,11 +30,11 @@ def choose_threads(local_size: int, work: float | None = None) -> int:
     """Return the number of threads for a process.
 
     `OMP_NUM_THREADS` decides if the user has set it. Otherwise the processes of a machine share its
-    cores, and none takes more threads than its work can feed.
+    cores, and none uses more threads than its work can keep busy.
 
     Args:
         local_size: The number of processes on this machine.
-        work: Multiply-adds of the forward pass in one step of this process; None for any amount.
+        work: Multiply-adds of the forward pass in one step of this process; None for no limit.
     """
     chosen = chosen_by_user(local_size)
     if chosen is not None:
@@ -46,7 +46,7 @@ def choose_threads(local_size: int, work: float | None = None) -> int:
 def chosen_by_user(local_size: int) -> int | None:
     """Return OMP_NUM_THREADS as the user has set it, or None.
 
-    torchrun sets it to 1 for several processes if the user has not, so a 1 says nothing there.
+    torchrun sets it to 1 for several processes if the user has not, so a 1 is ignored there.
     """
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if not text.isdecimal() or int(text) < 1:
@@ -56,20 +56,16 @@ def chosen_by_user(local_size: int) -> int | None:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity and its containers' CPU quota."""
+    """Return the number of cores this process may use, by its affinity and its CPU quotas."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return max(1, int(min([cores, *_quotas()])))
+    return max(1, int(min([cores, *_quotas(group_folders("cpu"))])))
 
 
-def _quotas() -> Iterator[float]:
-    """Yield the CPU quotas, in cores, of the control groups around this process."""
-    return _quotas_in(group_folders("cpu"))
-
-
-def _quotas_in(folders: Iterable[Path]) -> Iterator[float]:
+def _quotas(folders: Iterable[Path]) -> Iterator[float]:
+    """Yield the CPU quotas of control groups, in cores."""
     for folder in folders:
         with suppress(OSError, ValueError):
             if (folder / "cpu.max").exists():

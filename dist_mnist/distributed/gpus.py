@@ -1,4 +1,4 @@
-"""The GPUs of a machine: which ones torch can use, who has which, and on what stream they work."""
+"""The GPUs of a machine: whether torch can use them, which rank has which, and their stream."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +21,7 @@ DEVICES, NVIDIA_GPUS = Path("/dev"), "nvidia[0-9]*"
 
 
 def unusable_gpu() -> str:
-    """Say that there is an NVIDIA GPU which torch cannot use; empty if there is none, or hidden."""
+    """Return a sentence if torch cannot use an NVIDIA GPU of this machine, or an empty string."""
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     if torch.version.cuda is None or is_hidden or not any(DEVICES.glob(NVIDIA_GPUS)):
         return ""
@@ -32,16 +32,15 @@ def unusable_gpu() -> str:
 
 
 def claim_gpu(store: Store, world: World) -> None:
-    """Make sure that no other process of this start computes on the same GPU.
+    """Make sure that no other process of this start uses the same GPU.
 
-    A launcher may show each process one GPU, and only the UUID tells which one that is.
+    A launcher may show each process one GPU, and only the UUID identifies it.
 
     Args:
         store: One that no earlier start has used.
-        world: This process.
 
     Raises:
-        InputError: Another process has it.
+        InputError: Another process uses it.
     """
     uuid = gpu_uuid(world.device)
     if uuid is None:
@@ -66,7 +65,7 @@ def gpu_uuid(device: torch.device) -> str | None:
 
 
 def one_stream(device: torch.device) -> AbstractContextManager[object]:
-    """Let everything inside be launched on one stream that a CUDA graph can be captured from.
+    """Launch everything inside on one stream that a CUDA graph can capture.
 
     The default stream cannot be captured, and DDP and the captured step must share a stream.
     """

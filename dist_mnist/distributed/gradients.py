@@ -98,8 +98,8 @@ def explaining_unused(model: nn.Module) -> Iterator[None]:
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         unused = [names[int(index)] for index in found[1].split()] if found else ["a parameter"]
         raise InputError(
-            f"{', '.join(unused[:5])} got no gradient in the last step, but did in earlier ones: set "
-            f"trainer.find_unused_parameters=true."
+            f"{', '.join(unused[:5])} got no gradient in the last step, but did in earlier ones: "
+            f"set trainer.find_unused_parameters=true."
         ) from error
 
 

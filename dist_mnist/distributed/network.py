@@ -1,4 +1,4 @@
-"""Finds the address and the interface of this machine that lead to another machine."""
+"""Finds this machine's address and network interface that lead to another machine."""
 
 import ipaddress
 import socket
@@ -11,12 +11,10 @@ SIOCGIFADDR = 0x8915  # from <linux/sockios.h>: asks for the address of an inter
 
 
 def own_address(peer: str) -> str:
-    """Return the address of this machine that another machine sees.
-
-    Nothing is sent. If the other machine is this one, it is the address that was given.
+    """Return this machine's address as another machine sees it, without sending anything.
 
     Args:
-        peer: The other machine, by name or address.
+        peer: The other machine's name or address; for this machine it is returned unchanged.
 
     Raises:
         OSError: The name is unknown, or there is no route.

@@ -27,7 +27,7 @@ else:
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
 
 # After an error NCCL leaves a key in the store, which survives torchrun's restarts. By default all
-# later processes look for it, write a report and abort. The watchdog tells more.
+# later processes find it, write a report and abort. The watchdog's message is more useful.
 NO_NCCL_REPORT = ("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
 
 # The group waits longer than the watchdog, which can name the rank that is missing.
@@ -38,7 +38,7 @@ def join_group(world: World, timeout_seconds: int) -> None:
     """Wait for all processes, set up the process group and start the watchdog.
 
     Args:
-        world: This process; there are others.
+        world: Of a size above 1.
         timeout_seconds: How long to wait for another process, now and later.
 
     Raises:
@@ -87,9 +87,9 @@ def _open_store(world: World, timeout_seconds: int) -> Store:
 
 
 def _choose_interface() -> None:
-    """Let gloo use the interface that leads to rank 0's machine, unless the user named one.
+    """Make gloo use the interface that leads to rank 0's machine, unless the user chose one.
 
-    By itself gloo looks up the machine's own name, which is 127.0.1.1 on Debian.
+    By default gloo resolves the machine's own name, which is 127.0.1.1 on Debian.
     """
     with suppress(OSError):  # connecting to the address will report it
         interface = network.interface_of(network.own_address(meeting_place()[0]))
@@ -109,12 +109,12 @@ def _warn_of_shared_store(world: World) -> None:
 
 
 def _agree_on_prefix(store: Store, world: World, timeout_seconds: int) -> str:
-    """Return a prefix for keys in the store that this start shares with no earlier one.
+    """Return a prefix for this start's keys in the store.
 
     torchrun restarts its processes but keeps its store, in which they would find the addresses of
-    dead processes (pytorch#135712). With a prefix of its own, each start finds an empty store.
-    Rank 0 makes up the prefix and answers every rank that left a new token in the store; that is
-    also how it learns which ranks are missing.
+    dead processes (pytorch#135712). With a new prefix, each start finds an empty store. Rank 0
+    chooses the prefix and sends it to every rank that left a new token in the store; so it also
+    knows which ranks are missing.
 
     Raises:
         InputError: Some ranks did not come in time; the message names them.
@@ -128,7 +128,7 @@ def _agree_on_prefix(store: Store, world: World, timeout_seconds: int) -> str:
         if time.monotonic() > deadline:
             raise _missing_error(missing, world.size, timeout_seconds)
         time.sleep(pause)
-        pause = min(1.1 * pause, 0.1)  # a busy store does not answer faster if asked more often
+        pause = min(1.1 * pause, 0.1)  # asking a busy store more often does not help
 
     if world.is_main:
         missing = list(range(1, world.size))
@@ -144,7 +144,7 @@ def _agree_on_prefix(store: Store, world: World, timeout_seconds: int) -> str:
 
 
 def _has_joined(store: Store, rank: int, prefix: str) -> bool:
-    """Answer a rank's token with the prefix, if it left one; return whether it read the answer."""
+    """Answer a rank's token with the prefix, if it is there; return whether the rank read it."""
     if store.check([f"token/{rank}"]):
         store.set(f"prefix/{store.get(f'token/{rank}').decode()}", prefix)
     return bool(store.check([f"{prefix}/{rank}"]))

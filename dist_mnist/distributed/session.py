@@ -1,4 +1,4 @@
-"""This process's share of the machine: its device, its CPU threads, its process group."""
+"""This process's device, CPU threads and process group."""
 
 import ctypes
 import logging
@@ -26,24 +26,25 @@ LARGEST_THRESHOLDS = {M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 2**31 - 1}
 
 @contextmanager
 def session(device: str, timeout_seconds: int) -> Iterator[World]:
-    """Set up this process's device, threads and process group; take the group down at the end.
+    """Set up this process's device, threads and process group; destroy the group at the end.
 
-    Drop the model that `parallelize` returned before the end: with torch 2.8 the last reference to
-    a process group waits for the group's threads, and they wait for the interpreter.
+    Delete the model from `parallelize` before the end: with torch 2.8 the last reference to a
+    process group waits for the group's threads, and they wait for the interpreter.
 
-    After an error the group is left alone: taking it down could wait for processes that are gone,
-    and it ends with this process anyway.
+    After an error the group is not destroyed: that could wait for processes that are gone, and it
+    ends with this process anyway.
 
     Args:
         device: auto, cpu, cuda, mps or xpu.
         timeout_seconds: How long a process waits for the others before it gives up.
 
     Raises:
-        InputError: There is no such device, or too few of them, or other processes did not come.
+        InputError: There is no such device, or there are too few, or other processes did not join.
     """
-    # What reproducible runs need; cuBLAS looks at it once, in whatever run of a sweep comes first.
+    # Reproducible runs need it, and cuBLAS reads it once, in the first run of a sweep.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    world = _world_from_environment(device)
+    place = launcher.place()
+    world = World(*place, device=_pick_device(device, place))
     _keep_freed_memory()
     torch.set_num_threads(choose_threads(world.local_size))
     if world.device.type != "cpu":
@@ -54,11 +55,6 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
         yield world
     if world.size > 1:
         dist.destroy_process_group()
-
-
-def _world_from_environment(device: str) -> World:
-    place = launcher.place()
-    return World(*place, device=_pick_device(device, place))
 
 
 def _pick_device(name: str, place: Place) -> torch.device:
@@ -95,8 +91,8 @@ def _pick_device(name: str, place: Place) -> torch.device:
 def _keep_freed_memory() -> None:
     """Let malloc keep the memory that a step frees for the next step.
 
-    Otherwise the operating system clears and maps each page anew, which takes a small
-    convolutional network a tenth to a sixth of its time.
+    Otherwise the operating system clears and maps its pages again, which costs a small
+    convolutional network a tenth to a sixth of its speed.
     """
     with suppress(AttributeError, OSError):  # another C library
         for parameter, value in LARGEST_THRESHOLDS.items():
@@ -104,6 +100,6 @@ def _keep_freed_memory() -> None:
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Return whether an error only says that another process is gone or does not answer."""
+    """Return whether an error only means that another process is gone or does not answer."""
     is_gloo = isinstance(error, RuntimeError) and "gloo" in str(error)
     return is_gloo or isinstance(error, (dist.DistError, LostRankError))

@@ -24,7 +24,7 @@ class LostRankError(ConnectionError):
 
 
 def is_supported() -> bool:
-    """Return whether this system has memfd and descriptor passing, and lets this process use them."""
+    """Return whether this process can create shared memory and pass its descriptor on."""
     if not (hasattr(os, "memfd_create") and hasattr(socket, "send_fds")):
         return False
     try:

@@ -23,12 +23,12 @@ class StopAgreement:
         self._interval, self._steps_left = 1, 1
 
     def after_step(self) -> bool:
-        """Return whether to stop after this step; every rank must call it and gets the same answer."""
+        """Return whether to stop after this step, the same on every rank; all must call it."""
         self._steps_left -= 1
         return self._steps_left <= 0 and self.now()
 
     def now(self) -> bool:
-        """Return whether to stop here; every rank must call it and gets the same answer."""
+        """Return whether to stop here, the same on every rank; all must call it."""
         seconds = perf_counter() - self._asked_at
         is_requested = signals.requested() is not None
         stops, slowest = all_reduce_max(self._world, [is_requested, seconds])

@@ -1,7 +1,7 @@
 """One process's place among all processes of a run, and the messages they exchange.
 
-One process alone is a world of size 1, in which every message goes to oneself: no caller has to ask
-how many processes there are.
+One process alone is a world of size 1, in which messages are no-ops: no caller has to check the
+number of processes.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class World:
         local_rank: This process among those on the same machine.
         size: The number of processes (torchrun's WORLD_SIZE).
         local_size: The number of processes on this machine.
-        device: Where this process computes.
+        device: The device of this process.
     """
 
     rank: int
@@ -71,8 +71,8 @@ def barrier(world: World) -> None:
 def broadcast_buffers(world: World, model: nn.Module) -> None:
     """Give every rank the buffers of rank 0 (batch norm's running statistics).
 
-    Rank 0's own buffers never change here, so it does not matter when or how often this is called:
-    a run that was stopped and continued equals one that never stopped.
+    Rank 0's buffers do not change, so it does not matter when or how often this is called: a run
+    that was stopped and continued equals one that never stopped.
     """
     if world.size > 1:
         for buffer in model.buffers():

@@ -1,1 +1,1 @@
-"""Networks, and what is done to their weights."""
+"""Networks, losses and classifiers."""

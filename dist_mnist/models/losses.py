@@ -1,7 +1,7 @@
 """Losses in addition to torch's own. Each returns one value per sample, of shape (B,).
 
 The loop sums the values and divides by the size of the global batch, so the gradient is the exact
-mean, whatever the shares of the processes.
+mean, however the batch is shared.
 """
 
 import torch
@@ -10,11 +10,11 @@ from torch import nn
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy on logits; a little of each target may be spread over all classes.
+    """Cross-entropy on logits, with label smoothing.
 
     The values and the gradients are those of `torch.nn.CrossEntropyLoss`. With smoothing, torch
-    computes the smooth part on its own, in 16 operations forward and backward. A row of a table for
-    each label takes 6, each of which a GPU has to be told to do.
+    computes the smooth part separately, in 16 operations forward and backward. Looking up a row of
+    smoothed targets takes 6, which are fewer launches on a GPU.
 
     Args:
         num_classes: The number of outputs.
@@ -27,7 +27,7 @@ class CrossEntropy(nn.Module):
     def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing={label_smoothing} is not from 0 to 1")
+            raise ValueError(f"label_smoothing={label_smoothing} must be between 0 and 1")
         spread = torch.full((num_classes, num_classes), label_smoothing / num_classes)
         table = -(spread + (1 - label_smoothing) * torch.eye(num_classes))
         self.register_buffer("negated_targets", table, persistent=False)

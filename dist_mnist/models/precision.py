@@ -1,4 +1,4 @@
-"""The numbers that a network computes in: the dtype of its forward pass, and how GPUs multiply."""
+"""Precision: the dtype of the forward pass, TensorFloat-32, autocast and the gradient scaler."""
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +17,7 @@ DTYPES = {
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the dtype that the forward pass computes in on a device.
+    """Return the dtype of the forward pass on a device.
 
     Raises:
         InputError: fp16 was asked for on the CPU, where it is slow.
@@ -34,13 +34,13 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def set_gpu_arithmetic(precision: Precision) -> None:
-    """Choose how GPUs of this process multiply float32 numbers, and that they repeat themselves.
+    """Allow TensorFloat-32 or not, and make cuDNN deterministic.
 
-    By itself torch multiplies with the 10 bits of TensorFloat32 in convolutions and with all 23 in
-    matrix products. Here all 23 are used everywhere with fp32, and 10 with any other precision.
+    By default torch uses TensorFloat-32 (10 bits of mantissa) in convolutions but not in matrix
+    products. Here fp32 uses all 23 bits everywhere, and every other precision TensorFloat-32.
 
-    cuDNN may choose algorithms that add up in an order of their own. A run that continues must
-    compute what it would have computed, so only those with a fixed order are allowed.
+    Some cuDNN algorithms add in a varying order. A run that continues must compute the same bits,
+    so only deterministic ones are allowed.
     """
     allowed = precision is not Precision.fp32
     with warnings.catch_warnings():
@@ -52,10 +52,10 @@ def set_gpu_arithmetic(precision: Precision) -> None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Compute in `dtype` inside, in the operations where that is safe; float32 changes nothing."""
+    """Compute safe operations inside in `dtype`; float32 changes nothing."""
     return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
 
 
 def gradient_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """Return a scaler that keeps float16 gradients from vanishing; it does nothing for others."""
+    """Return a scaler that keeps float16 gradients from vanishing, disabled for other dtypes."""
     return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)

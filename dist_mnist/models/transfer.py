@@ -1,7 +1,7 @@
 """Transfer learning: weights of another network, frozen parameters, learning rates by name.
 
-A pattern stands for the parameters and modules whose names it matches, and for all that is in
-those modules: `layers.0`, `layer?.*.conv*`.
+A pattern stands for the parameters and modules whose names it matches, and for everything in those
+modules: `layers.0`, `layer?.*.conv*`.
 """
 
 from collections import Counter
@@ -18,17 +18,17 @@ from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.transfer import TransferConfig
 from dist_mnist.record import checkpoint
 
-# Under these keys, other programs' files have the state dict beside other things.
+# Other programs' files have the state dict under one of these keys.
 STATE_DICT_KEYS = ("model", "state_dict")
 
 
 class Transferred(NamedTuple):
-    """The names of the tensors of two networks' state dicts, by what became of them.
+    """The names of the tensors in two state dicts, grouped by their treatment.
 
     Attributes:
         taken: In both, with the same shape.
-        new: In this network alone.
-        unfit: In both, with other shapes; new in this network, too.
+        new: In this network alone; initialized.
+        unfit: In both, with different shapes; initialized.
         left_out: In the other network alone.
     """
 
@@ -39,12 +39,12 @@ class Transferred(NamedTuple):
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Return whether a pattern matches a name, or the name of a module that it is in."""
+    """Return whether a pattern matches a name, or the name of a module around it."""
     return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in patterns)
 
 
 def frozen_parameters(model: nn.Module, config: TransferConfig) -> dict[str, nn.Parameter]:
-    """Return the parameters that `transfer.freeze` names, by their names.
+    """Return the parameters that `transfer.freeze` matches, by name.
 
     Raises:
         InputError: A pattern matches none of them, or nothing is left to train.
@@ -66,10 +66,10 @@ def frozen_parameters(model: nn.Module, config: TransferConfig) -> dict[str, nn.
 
 
 def freeze(model: nn.Module, config: TransferConfig) -> None:
-    """Freeze for good what is never thawed; call it before gradients are to be averaged.
+    """Freeze the parameters that never thaw; call it before DistributedDataParallel.
 
-    What thaws later keeps its gradients, so that DistributedDataParallel averages the same ones in
-    every step.
+    Parameters that thaw later keep their gradients, so that DistributedDataParallel averages the
+    same ones in every step.
 
     Raises:
         InputError: As `frozen_parameters`.
@@ -86,26 +86,23 @@ def thawing_parameters(model: nn.Module, config: TransferConfig) -> list[nn.Para
 
 
 def frozen_norms(model: nn.Module, patterns: Sequence[str]) -> Iterator[nn.Module]:
-    """Yield the batch norms that patterns freeze: those of whose parameters they match all.
+    """Yield the batch norms all of whose parameters match the patterns.
 
     A batch norm without parameters goes by the name of its running mean.
     """
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is None:
             continue
-        own = [own for own, _ in module.named_parameters(recurse=False)] or ["running_mean"]
-        if all(matches(f"{name}.{part}".lstrip("."), patterns) for part in own):
+        parts = [part for part, _ in module.named_parameters(recurse=False)] or ["running_mean"]
+        if all(matches(f"{name}.{part}".lstrip("."), patterns) for part in parts):
             yield module
 
 
 def parameter_groups(model: nn.Module, config: TransferConfig) -> list[dict[str, Any]]:
-    """Return an optimizer's groups: for each learning rate, what is trained at once and what thaws.
+    """Return an optimizer's parameter groups: for each learning rate, one trained and one thawing.
 
-    What thaws has a group of its own, since some optimizers begin a group's momentum all at once.
-
-    Args:
-        model: Parameters that are frozen for good are in no group.
-        config: The learning rates by pattern; all others have the optimizer's own.
+    Thawing parameters have separate groups, since some optimizers start a whole group's momentum at
+    once. Parameters that are frozen for good are in no group.
 
     Raises:
         InputError: A pattern matches nothing that is trained, or two match the same parameter.
@@ -141,11 +138,11 @@ def _by_pattern(names: Iterable[str], patterns: Iterable[str]) -> dict[str, list
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict onto the CPU; nothing in a file is ever run.
+    """Read a state dict onto the CPU, without running code from the file.
 
     Args:
-        path: A run directory, of which the best checkpoint is taken, a checkpoint, a safetensors
-            file, or a file of `torch.save`.
+        path: A run directory (its best checkpoint), a checkpoint, a safetensors file, or a file of
+            `torch.save`.
 
     Raises:
         InputError: There is no such file, or it holds no weights.
@@ -196,7 +193,7 @@ def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
 
 
 def take_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Transferred:
-    """Copy the tensors that fit into a network, by name and shape; the others stay as they are.
+    """Copy the tensors whose name and shape fit into a network.
 
     Args:
         model: On any device.
@@ -205,27 +202,27 @@ def take_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Trans
     Raises:
         InputError: Nothing fits.
     """
-    own = _tensors(model)
-    both = [name for name in own if name in weights]
-    taken = [name for name in both if own[name].shape == weights[name].shape]
+    tensors = _tensors(model)
+    both = [name for name in tensors if name in weights]
+    taken = [name for name in both if tensors[name].shape == weights[name].shape]
     if not taken:
         raise InputError(
             f"transfer.checkpoint has nothing that fits this network: it has {_some(weights)}, and "
-            f"the network has {_some(own)}; train the same model= that it comes from."
+            f"the network has {_some(tensors)}; use the same model= as the one it comes from."
         )
     with torch.no_grad():
         for name in taken:
-            own[name].copy_(weights[name])
+            tensors[name].copy_(weights[name])
     return Transferred(
         taken,
-        new=[name for name in own if name not in weights],
+        new=[name for name in tensors if name not in weights],
         unfit=[name for name in both if name not in taken],
-        left_out=[name for name in weights if name not in own],
+        left_out=[name for name in weights if name not in tensors],
     )
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a network's state without what is no tensor; it shares its memory."""
+    """Return the tensors of a network's state dict; they share its memory."""
     return {k: value for k, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
@@ -235,31 +232,34 @@ def _some(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def describe_transfer(
-    found: Transferred, model: nn.Module, weights: Mapping[str, torch.Tensor], frozen: Sequence[str]
+    transferred: Transferred,
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    frozen: Sequence[str],
 ) -> str:
-    """Return what became of each tensor, in a few lines; modules stand for all that is in them.
+    """Return the treatment of each tensor, in a few lines; a module stands for all of its tensors.
 
     Args:
-        found: What `take_weights` returned.
+        transferred: From `take_weights`.
         model: The network that took them.
         weights: The other network's state dict.
-        frozen: Patterns of what is not trained.
+        frozen: The patterns of frozen parameters.
     """
-    own = _tensors(model)
-    shapes = [f"{n} {list(weights[n].shape)} for {list(own[n].shape)}" for n in found.unfit]
-    untaken = [n for n in (*found.new, *found.unfit) if matches(n, frozen)]
+    tensors, unfit = _tensors(model), transferred.unfit
+    shapes = [f"{n} {list(weights[n].shape)} for {list(tensors[n].shape)}" for n in unfit]
+    frozen_new = [name for name in (*transferred.new, *unfit) if matches(name, frozen)]
     parts = {
-        "taken": by_module(found.taken, own),
-        "did not fit, made new": shapes,
-        "made new": by_module(found.new, own),
-        "left out": by_module(found.left_out, weights),
-        "made new, yet frozen": by_module(untaken, own),
+        "taken": by_module(transferred.taken, tensors),
+        "did not fit, reinitialized": shapes,
+        "reinitialized": by_module(transferred.new, tensors),
+        "left out": by_module(transferred.left_out, weights),
+        "reinitialized but frozen": by_module(frozen_new, tensors),
     }
     return "\n".join(f"  {part}: {', '.join(names)}" for part, names in parts.items() if names)
 
 
 def by_module(names: Sequence[str], everything: Iterable[str]) -> list[str]:
-    """Return names, with the largest modules of which they are all in place of their parts."""
+    """Return names, with each module in place of its parts if all of them are named."""
     others = {*everything} - {*names}
     prefixes = {".".join(o.split(".")[:n]) for o in others for n in range(1, o.count(".") + 2)}
     shortest: dict[str, None] = {}

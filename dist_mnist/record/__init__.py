@@ -1,1 +1,1 @@
-"""Everything a run leaves behind, on disk and in wandb."""
+"""The files of a run directory, written whole or not at all."""

@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +46,22 @@ def save(run_dir: Path, content: dict[str, Any], step: int, is_best: bool, keep:
     """Write a checkpoint as the newest and the last one, and as the best one if it is.
 
     Args:
-        run_dir: The run's directory.
         content: Tensors and plain values, with at least the keys `PARTS`.
         step: The number of optimizer steps done.
         is_best: Whether to replace best.safetensors too.
-        keep: How many `step-<n>.safetensors` to keep, the newest.
+        keep: The number of newest `step-<n>.safetensors` to keep.
 
     Raises:
         InputError: The checkpoint cannot be written; the earlier ones are untouched.
     """
     folder = run_dir / "checkpoints"
     encoded = encode(content)
-    # If this is cut off, the run continues from last.safetensors as if no later step were there.
-    # So the best one comes first: the last one contains the score that the best one must match.
+    # After a crash here, the run continues from last.safetensors. So best.safetensors is written
+    # first: last.safetensors contains the score that it must match.
     names = (*(["best"] if is_best else []), "last", f"step-{step}")
     try:
         folder.mkdir(exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):  # left by a kill; they may be what fills the disk
+        for leftover in folder.glob(".*.tmp"):  # left by a kill; they may fill the disk
             leftover.unlink(missing_ok=True)
         for name in names:
             write_atomically(folder / f"{name}.safetensors", encoded)
@@ -103,7 +101,7 @@ def _replace_checksum(encoded: bytes, old: str, new: str) -> bytes:
 def _take_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     """Return a value for JSON, its tensors moved into `tensors` and replaced by their names."""
     if isinstance(value, torch.Tensor):
-        # A copy of its own, since safetensors refuses tied weights, which share their memory.
+        # A copy, since safetensors refuses tied weights, which share their memory.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {TENSOR: name}
     if isinstance(value, dict):
@@ -120,7 +118,7 @@ def load(path: Path) -> dict[str, Any]:
         Tensors and plain values in plain containers, with at least the keys `PARTS`.
 
     Raises:
-        InputError: The file is missing, damaged, or not a checkpoint of ours.
+        InputError: The file is missing, damaged, or not a checkpoint.
     """
     if path.is_dir():
         raise InputError(f"{path} holds no checkpoint: best and last.safetensors are missing.")
@@ -170,15 +168,16 @@ def _put_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def newest(run_dir: Path) -> dict[str, Any] | None:
-    """Return the newest checkpoint that can be read, or None if there is none at all.
+    """Return the newest checkpoint that can be read, or None if there are none.
 
-    That is last.safetensors if it is whole, even if there are later ones beside it.
+    That is last.safetensors if it is intact, even if there are later ones beside it.
 
     Raises:
         InputError: There are checkpoints, and all of them are damaged.
     """
-    damaged = None
-    for path in _candidates(run_dir / "checkpoints"):
+    damaged, folder = None, run_dir / "checkpoints"
+    paths = (folder / "last.safetensors", *_numbered(folder), folder / "best.safetensors")
+    for path in filter(Path.exists, paths):
         try:
             content = load(path)
         except InputError as error:
@@ -196,13 +195,8 @@ def newest(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
-def _candidates(folder: Path) -> Iterator[Path]:
-    last, best = folder / "last.safetensors", folder / "best.safetensors"
-    return (path for path in (last, *_numbered(folder), best) if path.exists())
-
-
 def resolve(path: Path) -> Path:
-    """Return the checkpoint file that a path stands for: a run directory's best, or the file."""
+    """Return the checkpoint file that a path stands for: a run directory's best, or itself."""
     path = Path(in_home(str(path)))
     if not path.is_dir():
         return path

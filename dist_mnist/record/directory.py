@@ -18,10 +18,10 @@ from dist_mnist.record.locks import holder, lock
 
 logger = logging.getLogger(__name__)
 
-# One launch may follow another: the processes of a crashed one need some seconds to end.
+# The processes of a crashed launch need some seconds to end.
 LOCK_PATIENCE_SECONDS = 10.0
 # A restart may meet its own earlier processes: on a machine that lost the network, they wait for
-# the others until their timeout. The lock is given up a little before ours.
+# the others until their timeout. The restart gives up a little before its own.
 SHARE_OF_TIMEOUT = 0.9
 
 
@@ -50,9 +50,8 @@ def lock_run_directory(directory: Path, resume: Resume, timeout_seconds: float) 
     Only rank 0 may call this. The system frees the lock when this process ends, however it ends.
 
     Args:
-        directory: The run's directory.
         resume: Whether it may, must or must not hold a run already.
-        timeout_seconds: How long processes wait for each other before they give up.
+        timeout_seconds: How long ranks wait for each other.
 
     Raises:
         InputError: Another launch is using the directory, it cannot be written, or `resume` does

@@ -19,7 +19,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Raises:
         InputError: The file cannot be written; the old one is untouched.
     """
-    # Always the same name, so that the next attempt replaces what a kill left behind.
+    # Always the same name, so that the next attempt replaces a file left by a kill.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         try:
@@ -37,7 +37,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def sync(descriptor: int) -> None:
-    """Put a file or a folder on the disk, unless its file system, such as a network's, cannot.
+    """Flush a file or a folder to the disk; some network file systems cannot, which is ignored.
 
     Raises:
         OSError: The disk is full or damaged.
@@ -60,7 +60,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:
-    """Return the sentence for a file that the system refuses to write."""
+    """Return the error for a file that cannot be written."""
     if error.errno in FULL_DISK:
         return InputError(
             f"{path} cannot be written: the disk is full; free some space and start again with the "

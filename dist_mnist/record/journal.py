@@ -1,4 +1,4 @@
-"""The journal, `metrics.jsonl`: every picture and the wandb run can be made again from it."""
+"""The journal, `metrics.jsonl`: every plot and the wandb run can be made from it again."""
 
 import json
 import logging
@@ -36,10 +36,10 @@ class Journal:
             raise cannot_write(self.path, error) from error
 
     def write(self, line: Line) -> None:
-        """Append a line and hand it to the operating system."""
+        """Append a line and pass it to the operating system."""
         rest = _encoded(line)
         try:
-            while rest:  # a disk that is nearly full takes only a part
+            while rest:  # a nearly full disk takes only a part
                 rest = rest[os.write(self._descriptor, rest) :]
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -49,7 +49,7 @@ class Journal:
         os.close(self._descriptor)
 
     def sync(self) -> None:
-        """Put all lines on the disk, so that a checkpoint is never ahead of the journal."""
+        """Flush all lines to the disk, so that a checkpoint is never ahead of the journal."""
         try:
             sync(self._descriptor)
         except OSError as error:
@@ -60,14 +60,14 @@ class Journal:
             )
 
     def cut_back(self, step: int, finished_epochs: int) -> list[Line]:
-        """Drop the lines that a run will write again when it continues, and damaged ones.
+        """Drop the lines that a continued run will write again, and damaged lines.
 
         Args:
-            step: The checkpoint's step; later step lines go.
-            finished_epochs: The epochs that were finished by then; later epoch lines go.
+            step: The checkpoint's step; later step lines are dropped.
+            finished_epochs: The epochs finished by then; later epoch lines are dropped.
 
         Returns:
-            The lines that are left.
+            The remaining lines.
         """
         kept: list[Line] = [
             line

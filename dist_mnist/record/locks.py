@@ -1,4 +1,4 @@
-"""Locks on files that end with their process, also on file systems that have no locks."""
+"""File locks that end with their process, also on file systems without locks."""
 
 import errno
 import fcntl
@@ -11,7 +11,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 logger = logging.getLogger(__name__)
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
-QUIET_SECONDS = 10.0  # processes of one launch wait for each other that long, which is no news
+QUIET_SECONDS = 10.0  # processes of one launch may wait for each other that long
 MOST_BYTES_OF_A_HOLDER = 1024
 
 
@@ -23,8 +23,7 @@ def lock(path: Path, timeout: float = -1) -> AbstractContextManager[object]:
     that host takes it over if that process is gone.
 
     Args:
-        path: The file.
-        timeout: How many seconds to wait for another process; negative for as long as it takes.
+        timeout: Seconds to wait for another process; negative for no limit.
 
     Raises:
         Timeout: Another process has it.
@@ -51,12 +50,12 @@ def _has_locks(path: Path) -> bool:
 
 
 def _owner_file(path: Path) -> Path:
-    # Not the file itself: empty, as it is elsewhere, it would be a lock of nobody, for ever.
+    # Not the file itself: an empty file would be a lock without an owner, forever.
     return path.with_name(f"{path.name}.owner")
 
 
 def lock_patiently(path: Path) -> AbstractContextManager[object]:
-    """Take a lock, however long it takes, but say what is waited for.
+    """Take a lock without a time limit; a long wait is logged.
 
     Raises:
         OSError: The file cannot be written.
@@ -69,7 +68,7 @@ def lock_patiently(path: Path) -> AbstractContextManager[object]:
 
 
 def holder(path: Path) -> str:
-    """Return who has a lock, as far as it is written there, and how to end it if nobody has."""
+    """Return the owner of a lock as far as it is known, and how to remove a stale lock."""
     try:
         with _owner_file(path).open("rb") as file:
             lines = file.read(MOST_BYTES_OF_A_HOLDER).decode(errors="replace").split()

@@ -1,6 +1,6 @@
-"""The starts of a run, `starts.jsonl`: when each began and ended, where, and by what command.
+"""The starts of a run, `starts.jsonl`: when and where each began and ended, and its command.
 
-The journal holds the same bits however often a run was interrupted; this file tells of it.
+The journal has the same bits however often a run was interrupted; this file records it.
 """
 
 import json
@@ -9,7 +9,6 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -21,16 +20,15 @@ LIBRARIES = ("torch", "torchvision", "hydra-core", "wandb")
 
 
 def note_start(run_dir: Path, step: int, description: str, processes: int) -> None:
-    """Add the line of a start; that it cannot be written is no reason to stop a run.
+    """Add the line of a start; if it cannot be written, the run goes on.
 
-    Call it before anything is written to the journal, which was the last sign of life of a start
-    that was killed.
+    Call it before anything is written to the journal, whose time is the last sign of life of a
+    killed start.
 
     Args:
-        run_dir: The run's directory.
-        step: The optimizer steps done before it.
-        description: What is being trained, on what, in a few lines.
-        processes: How many take part.
+        step: The number of optimizer steps done before it.
+        description: The network, the device and the data, in a few lines.
+        processes: The number of ranks.
     """
     _append(
         run_dir,
@@ -51,8 +49,7 @@ def note_end(run_dir: Path, step: int, reason: str) -> None:
     """Add the line of an end.
 
     Args:
-        run_dir: The run's directory.
-        step: The optimizer steps that are saved.
+        step: The number of optimizer steps that are saved.
         reason: `finished`, `stopped by SIGNAL`, or the error.
     """
     line = {"event": "end", "time": round(time.time(), 3), "step": step, "reason": reason}
@@ -65,15 +62,13 @@ def read_starts(run_dir: Path) -> list[dict[str, Any]]:
         text = (run_dir / "starts.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    return list(_readable(text))
-
-
-def _readable(text: str) -> Iterator[dict[str, Any]]:
+    lines = []
     for row in text.splitlines():
         with suppress(ValueError, RecursionError):  # a kill may have cut the last one off
             line = json.loads(row)
             if isinstance(line, dict) and isinstance(line.get("time"), float):
-                yield line
+                lines.append(line)
+    return lines
 
 
 def _append(run_dir: Path, line: dict[str, Any]) -> None:
@@ -82,7 +77,7 @@ def _append(run_dir: Path, line: dict[str, Any]) -> None:
 
 
 def _last_sign_of_life(run_dir: Path) -> float | None:
-    """Return when the journal was last written to: a start that was killed notes no end."""
+    """Return when the journal was last written to; a killed start has no end line."""
     try:
         return round((run_dir / "metrics.jsonl").stat().st_mtime, 3)
     except OSError:
@@ -90,7 +85,7 @@ def _last_sign_of_life(run_dir: Path) -> float | None:
 
 
 def _command() -> str:
-    """Return what was typed, with the names of programs instead of their paths."""
+    """Return the command line, with program names instead of paths."""
     words = (_torchrun_command() if "TORCHELASTIC_RUN_ID" in os.environ else []) or sys.orig_argv
     if len(words) > 1 and Path(words[1]).is_absolute():  # an interpreter and its script
         words = words[1:]
@@ -98,7 +93,7 @@ def _command() -> str:
 
 
 def _torchrun_command() -> list[str]:
-    """Return the command line of this process's parent; none where the system does not tell."""
+    """Return the command line of this process's parent; empty where it is unknown."""
     with suppress(OSError):
         text = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().rstrip(b"\0")
         return text.decode(errors="replace").split("\0")

@@ -1,1 +1,1 @@
-"""What a run looks like: report.html and the plots."""
+"""The report of a run: report.html and the plots."""

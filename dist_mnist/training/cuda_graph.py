@@ -18,19 +18,19 @@ WARM_UP_STEPS = 11
 
 Tensors = tuple[torch.Tensor, torch.Tensor]
 Compute = Callable[[torch.Tensor, torch.Tensor, int], Tensors]
-# Given what to compute and the tensors to read, returns what computes it again, and its results.
+# Records a call; returns a function that repeats it, and its results.
 Capture = Callable[[Callable[[], Tensors]], tuple[Callable[[], None], Tensors]]
 
 
 class GraphedCompute:
-    """Computes a step as it is for a while, and from then on launches a graph of it.
+    """Computes the first steps eagerly, and from then on launches a graph of a step.
 
-    Whether it launches goes by the size of the global batch, in which all ranks agree: shares of
-    one shape may have different weights, and NCCL needs all ranks to launch, or none.
+    The size of the global batch decides, in which all ranks agree: shares of one shape may have
+    different weights, and NCCL needs all ranks to launch, or none.
 
     Args:
-        compute: What to do with images, labels and the size of the global batch.
-        batch_size: The size that is captured; other batches are computed as they are.
+        compute: Computes a step from images, labels and the size of the global batch.
+        batch_size: The size that is captured; other batches are computed eagerly.
         capture: Records a call; `capture_on_gpu`, with its optimizer.
     """
 
@@ -39,7 +39,7 @@ class GraphedCompute:
         self._steps = 0
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Tensors:
-        """Make one step; what is returned stays as it is."""
+        """Make one step; the returned tensors are copies."""
         if batch_size != self._batch_size:
             return self._compute(images, labels, batch_size)
         self._steps += 1
@@ -62,12 +62,12 @@ class GraphedCompute:
 def capture_on_gpu(
     optimizer: torch.optim.Optimizer, compute: Callable[[], Tensors]
 ) -> tuple[Callable[[], None], Tensors]:
-    """Record what a call launches on the current stream, without computing anything.
+    """Record the launches of a call on the current stream, without computing anything.
 
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
     Raises:
-        InputError: The call does something that a graph cannot repeat, such as reading a number.
+        InputError: A graph cannot repeat something in the call, such as reading a number.
     """
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     for group in groups:  # torch asks for it while it captures, and warns of it at any other time
@@ -75,16 +75,16 @@ def capture_on_gpu(
     graph = torch.cuda.CUDAGraph()
     # DDP's hooks and the warm-up ran on this stream too: `session` has chosen it.
     sentence = "trainer.cuda_graph=true cannot be used with this network and loss"
-    with refusing(sentence, "; set it to false"):
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            results = compute()
+    stream = torch.cuda.current_stream()
+    with refusing(sentence, "; set it to false"), torch.cuda.graph(graph, stream=stream):
+        results = compute()
     for group in groups:
         group["capturable"] = False
     return graph.replay, results
 
 
 def keep_learning_rates_in_place(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Turn the learning rates into tensors, which a graph reads anew in each step."""
+    """Turn the learning rates into tensors, which a graph reads in each step."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
@@ -96,8 +96,7 @@ def objection(
 
     Args:
         optimizer: Must decide on the GPU alone whether to skip a step, as torch's fused ones do.
-        device: Where it computes.
-        is_scaled: Whether gradients are scaled, as with fp16: the scaler works on the CPU, too.
+        is_scaled: Whether gradients are scaled, as with fp16: the scaler also works on the CPU.
     """
     if device.type != "cuda":
         return f"this run computes on {device.type}, not on a CUDA GPU"

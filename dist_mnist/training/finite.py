@@ -1,4 +1,4 @@
-"""Notices a gradient that is not finite, in the step where it comes up."""
+"""Notices a gradient that is not finite in the step where it first occurs."""
 
 import torch
 
@@ -12,17 +12,15 @@ class NonFiniteError(InputError):
 class FiniteCheck:
     """Checks the gradients of every step, which are the same on every rank.
 
-    The first step that is not finite is skipped, and so are all steps after it. On a CPU the caller
-    asks after every check. A GPU would make it wait, so there a fused optimizer decides by itself
-    whether to skip the step, and the number of skipped steps later tells which one was the first.
+    The first step that is not finite is skipped, and so are all later steps. On a CPU the caller
+    asks after every check. Asking a GPU would mean waiting for it, so there a fused optimizer skips
+    the step on the GPU, and the number of skipped steps later shows which step was the first.
 
-    If a scaler adapts the scale of float16 gradients, it skips steps by itself, which is not an
-    error: then they are only counted.
+    A scaler of float16 gradients skips steps to adapt its scale, which is not an error: those are
+    only counted.
 
     Args:
-        optimizer: Its parameters' gradients are checked.
         scaler: May be disabled.
-        device: Where the parameters are.
         waits_every_step: Whether the caller asks for `skipped_steps` after every check; ignored
             with an enabled scaler.
     """
@@ -42,7 +40,7 @@ class FiniteCheck:
             torch.full((), value, device=device) for value in (0.0, 0.0, 1.0)
         )
         self.waits_every_step = waits_every_step and not self._is_scaled
-        # GradScaler tells a fused optimizer to skip a step in the same way.
+        # GradScaler makes a fused optimizer skip a step in the same way.
         is_fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if is_fused and not (self._is_scaled or self.waits_every_step):
             optimizer.found_inf = self._found  # type: ignore[attr-defined]
@@ -58,7 +56,7 @@ class FiniteCheck:
             self._count += self._found
 
     def skipped_steps(self) -> int:
-        """Return how many steps were skipped since the last call; this waits for the device."""
+        """Return the number of steps skipped since the last call; this waits for the device."""
         if self.waits_every_step:
             return int(self._found.item())
         count = int(self._count.item())

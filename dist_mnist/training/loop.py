@@ -25,12 +25,8 @@ logger = logging.getLogger(__name__)
 def fit(state: TrainingState, recorder: Recorder) -> None:
     """Train from where the state is to its last step; every rank must call it.
 
-    Args:
-        state: A fresh or a restored one.
-        recorder: Takes the journal's lines and the checkpoints.
-
     Raises:
-        NonFiniteError: A loss, a gradient or a weight is not finite; the checkpoints are good ones.
+        NonFiniteError: A loss, a gradient or a weight is not finite; the checkpoints are good.
         AgreedStop: One of the ranks got a signal; all of them have stopped after the same step.
     """
     if not state.is_over:
@@ -51,14 +47,11 @@ def fit(state: TrainingState, recorder: Recorder) -> None:
 def train_epoch(state: TrainingState, recorder: Recorder, stop: StopAgreement) -> None:
     """Train to the end of the epoch, or to the last step if that comes first.
 
-    Args:
-        state: Its step may be in the middle of the epoch.
-        recorder: As in `fit`.
-        stop: Tells whether a signal has come.
+    It continues from the middle of an epoch if `state` is there.
 
     Raises:
         NonFiniteError: As in `fit`.
-        AgreedStop: As in `fit`; the last step made is in a checkpoint.
+        AgreedStop: As in `fit`; the last step is in a checkpoint.
     """
     trainer, progress, epoch = state.config.trainer, state.progress, state.epoch
     state.metrics = RunningMetrics(state.world, progress.epoch_totals)
@@ -108,7 +101,7 @@ def finish_epoch(state: TrainingState, recorder: Recorder) -> dict[str, Any]:
 
 
 def _check_skipped_steps(state: TrainingState) -> None:
-    """Count the steps that the gradient scaler has skipped; without one, none may be missing."""
+    """Count the steps that the gradient scaler skipped; without one, a skip is an error."""
     progress, count = state.progress, state.finite_check.skipped_steps()
     if state.scaler.is_enabled():
         progress.skipped_steps += count

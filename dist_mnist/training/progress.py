@@ -41,10 +41,9 @@ class RunningMetrics:
     """Loss and accuracy of the network's outputs while it trains.
 
     They add up on the device, so a step never waits for it; `reduced` reads them. The outputs of
-    several steps are counted at once, which for a small network takes a tenth of the time.
+    several steps are counted at once, which takes a tenth of the time for a small network.
 
     Args:
-        world: This process.
         initial: The totals to start from, for a run that continues in the middle of an epoch.
     """
 
@@ -102,10 +101,10 @@ class Progress:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "Progress":
-        """Return what `asdict` made plain.
+        """Return a progress from the plain values that `asdict` made.
 
         Raises:
-            KeyError, TypeError, ValueError: It is not a progress of ours.
+            KeyError, TypeError, ValueError: They are not the values of a progress.
         """
         totals = {key: Totals(**plain[key]) for key in ("epoch_totals", "logged_totals")}
         progress = cls(**{**plain, **totals})
@@ -123,9 +122,9 @@ def step_line(progress: Progress, epoch: int, learning_rate: float) -> dict[str,
     """Return the journal line for the steps since the last such line, and count it.
 
     Args:
-        progress: With the totals up to now; it is updated.
+        progress: Its totals are those up to this step; it is updated.
         epoch: From 1.
-        learning_rate: Of the last step.
+        learning_rate: The last step's.
     """
     recent = progress.epoch_totals - progress.logged_totals
     progress.logged_totals = progress.epoch_totals
@@ -146,10 +145,10 @@ def epoch_line(
     """Return the journal line of an epoch.
 
     Args:
-        progress: With the totals of the epoch.
+        progress: Its totals are those of the epoch.
         epoch: From 1.
-        learning_rate: Of the last step.
-        validation: The numbers of the validation, as `evaluation.numbers` returns them.
+        learning_rate: The last step's.
+        validation: The validation score, from `evaluation.journal_values`.
     """
     return {
         "kind": "epoch",
@@ -170,5 +169,5 @@ def _pace(progress: Progress, learning_rate: float) -> dict[str, float]:
 
 
 def rounded(value: float) -> float:
-    """Drop the digits that depend on the order of a sum."""
+    """Round off the digits that depend on the order of a sum."""
     return round(value, 7)

@@ -6,12 +6,7 @@ from dist_mnist.training.progress import Progress
 
 
 def criterion(validation: Evaluation | None, balance: Balance) -> float | None:
-    """Return what the epochs are compared by: the accuracy, balanced if classes are to count alike.
-
-    Args:
-        validation: The score on the validation part; None if there is none.
-        balance: As in the config.
-    """
+    """Return the accuracy that epochs are compared by, balanced if all classes count equally."""
     if validation is None:
         return None
     return validation.accuracy if balance is Balance.none else validation.balanced_accuracy
@@ -26,8 +21,8 @@ def is_best(progress: Progress, accuracy: float | None, is_finished: bool) -> bo
     the last state is the best.
 
     Args:
-        progress: With the best accuracy of the finished epochs before.
-        accuracy: On the validation part, by `criterion`; None if there is none.
+        progress: Holds the best accuracy of earlier finished epochs.
+        accuracy: From `criterion`; None without a validation part.
         is_finished: Whether the epoch was trained to its end.
     """
     best = progress.best_accuracy

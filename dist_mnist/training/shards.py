@@ -3,8 +3,8 @@
 A global batch is split into `SHARDS` shards; shard s contains its samples s, s + SHARDS and so on.
 The gradient of each shard is computed alone, by one thread, and their sum is a tree: shards 0 and
 4, 1 and 5 and so on are added, then the results of 0 and 2, and of 1 and 3, and finally these two.
-A process takes every `world.size`-th shard, which together are the samples that it would get
-anyway. If the number of processes divides `SHARDS`, they all climb the same tree.
+A process takes every `world.size`-th shard; together they are its usual share of the batch. If the
+number of processes divides `SHARDS`, they all add in the same order.
 
 Other kinds of machines or GPUs, or another version of torch, may give other bits.
 """
@@ -35,7 +35,7 @@ SHARDS = 8
 
 
 def set_reproducible(world: World, is_wanted: bool) -> None:
-    """Let this process compute the same bits each time, or not; call it before any computation.
+    """Make this process deterministic, or not; call it before any computation.
 
     Raises:
         InputError: The shards cannot be shared evenly among the processes.
@@ -88,9 +88,8 @@ def sum_shards(
 
     Args:
         model: The bare module; its parameters have no gradients yet.
-        world: This process.
         batch_size: The number of samples in the global batch, over all ranks.
-        add_shard: Adds the gradient of this rank's shard with a number, from 0.
+        add_shard: Adds the gradient of one of this rank's shards, numbered from 0.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers = [buffer for buffer in model.buffers() if buffer.dtype is not torch.bool]
@@ -115,16 +114,16 @@ def _take(
     out: torch.Tensor,
 ) -> None:
     """Move the gradients and the buffers' changes into one vector; reset both."""
-    taken = [
+    tensors = [
         torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for parameter in parameters
     ]
     # An unchanged buffer has no change, even if it is infinite.
-    taken += [
+    tensors += [
         torch.where(buffer == value, 0, buffer - value)
         for buffer, value in zip(buffers, before, strict=True)
     ]
-    torch.cat([tensor.flatten() for tensor in taken], out=out)
+    torch.cat([tensor.flatten() for tensor in tensors], out=out)
     for parameter in parameters:
         parameter.grad = None
     for buffer, value in zip(buffers, before, strict=True):

@@ -24,21 +24,20 @@ class TrainingState:
 
     Attributes:
         model: The bare module, whose weights are evaluated and saved.
-        parallel_model: The module that training runs: it averages gradients over the ranks. It is
-            the bare module in a world of size 1 and in a reproducible run.
+        parallel_model: The module that training calls, which averages gradients over the ranks; the
+            bare module in a world of size 1 and in a reproducible run.
         thawing: Parameters that are not trained before `transfer.thaw_epoch`.
         loss: Returns one value per sample.
-        training_loss: The same, or with weights for the classes; what training makes smaller.
+        training_loss: The loss that training minimizes: the same, or weighted by class.
         schedule: Maps a step to the factor of all learning rates.
         learning_rates: Of each parameter group, before that factor.
         dtype: The dtype of the forward pass.
         order: The batches of an epoch.
-        last_step: Where training ends.
+        last_step: The number of steps at which training ends.
         finite_check: Checks every step's gradients.
-        metrics: Counts what the network scores while it trains.
+        metrics: Loss and accuracy of the current epoch.
         step: Makes one optimizer step with a batch: `step.step`, or `shards.step_in_shards`.
-        compute: What `step.step` does with images, labels and the size of the global batch:
-            `step.compute`, or a CUDA graph of it. It returns the losses and the outputs.
+        compute: The part of `step.step` after augmentation: `step.compute`, or a CUDA graph of it.
     """
 
     config: Config
@@ -109,5 +108,5 @@ class TrainingState:
         )
 
     def end_training(self) -> None:
-        """Let go of the step: a CUDA graph must be gone before its process group is."""
+        """Release the step: a CUDA graph must be gone before its process group is."""
         del self.step, self.compute

@@ -34,7 +34,7 @@ PAIR = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
         ({**PAIR, "MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
         ({**PAIR, "MASTER_PORT": " "}, "MASTER_PORT is not set"),
         ({**PAIR, "MASTER_PORT": "http"}, "MASTER_PORT=http is not a whole number"),
-        ({**PAIR, "MASTER_PORT": "65536"}, "MASTER_PORT=65536 is no port"),
+        ({**PAIR, "MASTER_PORT": "65536"}, "MASTER_PORT=65536 is not a port"),
         ({**PAIR, "MASTER_PORT": "1"}, "rank 1 cannot join .* MASTER_ADDR=127.0.0.1: "),
     ],
 )

@@ -102,11 +102,11 @@ def test_what_fits_is_taken_and_the_rest_told() -> None:
     assert found.left_out == ["extra.weight"]
     text = describe_transfer(found, model, weights, frozen=["layers.12.bias"])
     assert text.splitlines()[1:] == [
-        "  did not fit, made new: layers.12.weight [10, 36] for [5, 36], "
+        "  did not fit, reinitialized: layers.12.weight [10, 36] for [5, 36], "
         "layers.12.bias [10] for [5]",
-        "  made new: layers.2.running_mean",
+        "  reinitialized: layers.2.running_mean",
         "  left out: extra",
-        "  made new, yet frozen: layers.12.bias",
+        "  reinitialized but frozen: layers.12.bias",
     ]
 
 

@@ -219,7 +219,7 @@ def test_process_ends(server: WandbServer, tmp_path: Path, trouble: str) -> None
         process = subprocess.Popen(command, stderr=file)
     try:
         assert process.wait(timeout=20) == 3
-        assert "left behind" in errors.read_text()
+        assert "giving up on it" in errors.read_text()
         assert "Traceback" not in errors.read_text()
     finally:
         process.kill()

@@ -234,7 +234,7 @@ def test_five_digits_start_from_the_other_five(
         "layers.12.bias",
     }
     assert f"weights of {source}\n  taken: layers.0, layers.2, layers.4" in caplog.text
-    assert "did not fit, made new: layers.12.weight [5, 36] for [3, 36]" in caplog.text
+    assert "did not fit, reinitialized: layers.12.weight [5, 36] for [3, 36]" in caplog.text
 
 
 @pytest.mark.usefixtures("no_pictures")
