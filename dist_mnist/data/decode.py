@@ -4,6 +4,7 @@ import io
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,6 +15,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 MOST_PIXELS = 2**26  # more than a phone's camera takes; 200 MB once they are decoded
 DEEP_MODES = ("I", "F")  # more than 8 bits a pixel; those of 16 bits begin with I, too
+_opening = Lock()  # catch_warnings changes the filters of all threads
 
 
 def read_picture(source: bytes | Path, name: str = "the file") -> Image.Image:
@@ -34,7 +36,7 @@ def read_picture(source: bytes | Path, name: str = "the file") -> Image.Image:
     name = str(source) if isinstance(source, Path) else name
     content = _read(source) if isinstance(source, Path) else source
     try:
-        with warnings.catch_warnings():
+        with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
             picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         _check_size(picture.width * picture.height, name)
@@ -51,7 +53,7 @@ def read_picture(source: bytes | Path, name: str = "the file") -> Image.Image:
     except Exception as error:  # a file from elsewhere may hold anything
         raise InputError(f"{name} is a damaged picture: {one_line(error)}.") from error
     with suppress(Exception):  # damaged EXIF data leaves the picture as it lies
-        picture = ImageOps.exif_transpose(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
     try:
         return _opaque(_eight_bits(picture))
     except Exception as error:  # a palette or a color profile may be damaged, too
@@ -102,7 +104,7 @@ def _opaque(picture: Image.Image) -> Image.Image:
     picture that is opaque for the most part, such as one with round corners, gets its own color.
     """
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     picture = picture.convert("RGBA")
     pixels = np.asarray(picture)
     seen = pixels[pixels[..., 3] > 127]
