@@ -23,7 +23,7 @@ from dist_mnist.distributed.cpu_threads import usable_cores
 
 ROWS_AT_ONCE = 32
 MOST_THREADS = 64
-MOST_BYTES = 2**30  # of a file; no picture of 64 million pixels has more
+MOST_BYTES = 2**30  # of a file; a picture of 64 million pixels has fewer
 
 
 class Problem(NamedTuple):
@@ -43,16 +43,16 @@ def decode_all(
     fit: Fit,
     descriptor: int,
 ) -> Generator[Decoded, None, None]:
-    """Decode pictures into a file and yield what has become of them, with a progress bar.
+    """Decode pictures into a file and yield their rows and problems, with a progress bar.
 
     Close the generator to stop its threads; each finishes the picture that it is decoding.
 
     Args:
-        root: The pictures' folder.
+        root: The folder of the pictures.
         rows: The row of each picture in the file, and its path below the folder.
         image_shape: Channels (1 or 3), height and width of a row.
-        fit: What happens to a picture of another aspect.
-        descriptor: The file, which is open for writing.
+        fit: The treatment of a picture of another aspect.
+        descriptor: The file, open for writing at any place.
 
     Raises:
         OSError: The file cannot be written.

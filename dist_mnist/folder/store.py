@@ -41,8 +41,8 @@ class Stored(NamedTuple):
     Attributes:
         folder: Where they are.
         pixels: uint8 of shape (rows, C, H, W), mapped; it must not be written to.
-        rows: int64 of shape (N,), where the pixels of each picture are; -1 if it is broken.
-        problems: Why the broken ones cannot be used, by path.
+        rows: int64 of shape (N,), the row of each picture in `pixels`; -1 if it is broken.
+        problems: The reason why a picture is broken, by path.
     """
 
     folder: Path
@@ -62,8 +62,8 @@ def store_pictures(
         root: The folder of the pictures.
         part: The tree below it, which has its own store.
         files: The pictures.
-        image_shape: Channels (1 or 3), height and width that they get.
-        fit: What happens to a picture of another aspect.
+        image_shape: Channels (1 or 3), height and width of all pictures.
+        fit: The treatment of a picture of another aspect.
 
     Raises:
         InputError: The pictures cannot be stored.
@@ -103,7 +103,7 @@ def _read_lines(path: Path) -> list[Any]:
     """Return the values of JSON lines, without those that were cut off."""
     lines = [line for line in path.read_bytes().splitlines() if line]
     try:
-        values = json.loads(b"[" + b",".join(lines) + b"]")  # far quicker than one by one
+        values = json.loads(b"[" + b",".join(lines) + b"]")  # much faster than line by line
     except ValueError:
         values = []
         for line in lines:
