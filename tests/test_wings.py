@@ -20,7 +20,7 @@ BUDGETS = {
     "digits": 960,
     "report": 365,
     "tracking": 760,
-    "folder": 770,
+    "folder": 635,
     "models": 1000,
     "data": 1890,
     "record": 900,

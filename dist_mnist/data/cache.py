@@ -1,4 +1,4 @@
-"""The folder for what is made from a user's data, and can be made again."""
+"""The cache folder: it holds files made from a user's data, which can be made again."""
 
 import json
 import logging
@@ -35,12 +35,7 @@ def cannot_store(folder: Path, error: OSError) -> InputError:
 
 
 def remember(path: Path, compute: Callable[[], Any]) -> Any:
-    """Return what a file says, or compute it and write it there.
-
-    Args:
-        path: In the cache, which may be full by now.
-        compute: Returns something that JSON can hold.
-    """
+    """Return the value in a JSON file, or compute it and write it there if that is possible."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -1,9 +1,10 @@
-"""Pictures as people have them, decoded: upright, in RGB, without transparency."""
+"""Decodes the pictures people have: upright, in RGB, without transparency."""
 
 import io
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,18 +15,19 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 MOST_PIXELS = 2**26  # more than a phone's camera takes; 200 MB once they are decoded
 DEEP_MODES = ("I", "F")  # more than 8 bits a pixel; those of 16 bits begin with I, too
+_opening = Lock()  # catch_warnings changes the filters of all threads
 
 
 def read_picture(source: bytes | Path, name: str = "the file") -> Image.Image:
     """Decode a picture, or the first one of an animation.
 
     Args:
-        source: A file, or what is in one.
-        name: What messages call the content of a file; a file itself they call by its path.
+        source: A file, or its content.
+        name: The name of the content in messages; a file is named by its path.
 
     Returns:
-        The picture upright, as its EXIF data says, in RGB. What is transparent has got a color that
-        what is drawn stands out from.
+        The picture in RGB, upright as its EXIF data says. Transparent areas are filled with a
+        contrasting color.
 
     Raises:
         InputError: It cannot be read, is not a picture in one of the `FORMATS`, is damaged, or has
@@ -34,7 +36,7 @@ def read_picture(source: bytes | Path, name: str = "the file") -> Image.Image:
     name = str(source) if isinstance(source, Path) else name
     content = _read(source) if isinstance(source, Path) else source
     try:
-        with warnings.catch_warnings():
+        with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
             picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         _check_size(picture.width * picture.height, name)
@@ -50,8 +52,8 @@ def read_picture(source: bytes | Path, name: str = "the file") -> Image.Image:
         ) from None
     except Exception as error:  # a file from elsewhere may hold anything
         raise InputError(f"{name} is a damaged picture: {one_line(error)}.") from error
-    with suppress(Exception):  # damaged EXIF data leaves the picture as it lies
-        picture = ImageOps.exif_transpose(picture)
+    with suppress(Exception):  # damaged EXIF data is ignored
+        ImageOps.exif_transpose(picture, in_place=True)
     try:
         return _opaque(_eight_bits(picture))
     except Exception as error:  # a palette or a color profile may be damaged, too
@@ -81,8 +83,8 @@ def _check_size(pixels: int | None, name: str) -> None:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Return a picture of 16 or 32 bits a pixel in 8.
 
-    Whole numbers up to 65535 are taken as 16 bits, and fractions up to 1 as shares of white. Other
-    numbers have no range of their own: theirs is stretched to 0 to 255.
+    Whole numbers up to 65535 count as 16 bits, and fractions up to 1 as shares of white. Other
+    numbers have no known range, so theirs is stretched to 0 to 255.
     """
     if not picture.mode.startswith(DEEP_MODES):
         return picture
@@ -96,19 +98,19 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Return a picture in RGB, with a color of ours behind what is transparent.
+    """Return a picture in RGB, with a contrasting color behind transparent areas.
 
-    A drawing on nothing gets black or white behind it, whichever is farther from its own color. A
-    picture that is opaque for the most part, such as one with round corners, gets its own color.
+    A drawing gets black or white behind it, whichever is farther from its color. A mostly opaque
+    picture, such as one with round corners, gets its own median color.
     """
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     picture = picture.convert("RGBA")
     pixels = np.asarray(picture)
     seen = pixels[pixels[..., 3] > 127]
-    own = np.median(seen[:, :3], axis=0) if len(seen) else np.zeros(3)
+    color = np.median(seen[:, :3], axis=0) if len(seen) else np.zeros(3)
     if 2 * len(seen) <= picture.width * picture.height:
-        own = np.full(3, 0 if own.mean() > 127 else 255)
-    red, green, blue = (int(value) for value in own)
+        color = np.full(3, 0 if color.mean() > 127 else 255)
+    red, green, blue = (int(value) for value in color)
     paper = Image.new("RGBA", picture.size, (red, green, blue, 255))
     return Image.alpha_composite(paper, picture).convert("RGB")

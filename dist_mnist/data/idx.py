@@ -19,23 +19,20 @@ from dist_mnist.record.files import FULL_DISK
 
 # Such as train-images-idx3-ubyte, or train-images.idx3-ubyte.gz as some mirrors have it.
 NAME = re.compile(r"(.+)[-.]idx([123])-(ubyte|int)(|\.gz|\.xz)")
-KINDS = {"ubyte": (8, 1), "int": (12, 4)}  # its code in the header, and its bytes
+KINDS = {"ubyte": (8, 1), "int": (12, 4)}  # the code in the header, and the bytes of a number
 OPENERS: dict[str, Any] = {"": Path.open, ".gz": gzip.open, ".xz": lzma.open}
 MOST_BYTES = 2**31  # the largest file of the family has 0.6 GB
 PIECE_BYTES = 2**20
 
 
-def unpack_idx_files(
-    source: Path, target: Path, part: str = "", not_these: Collection[str] = ()
-) -> None:
+def unpack_idx_files(source: Path, target: Path, part: str, not_these: Collection[str]) -> None:
     """Unpack the idx files of a folder into another one, under the names that torchvision knows.
 
-    Files whose content is not what their name and header promise are left out, as are those that
-    the target has already, and those of other data sets.
+    Left out are damaged files, files that the target has already, and files of other data sets.
 
     Args:
         source: The folder; its subfolders are not searched.
-        target: The other folder; created if there is anything to put into it.
+        target: Created if there is anything to put into it.
         part: Only files with this in their names.
         not_these: The SHA-256 of unpacked files that belong to other data sets.
 
@@ -44,25 +41,22 @@ def unpack_idx_files(
     """
     for path in sorted(source.glob("*-*")):
         match = NAME.fullmatch(path.name)
-        if match and part in match[1] and path.is_file():
-            place = target / f"{match[1]}-idx{match[2]}-{match[3]}"
-            if not place.exists():
-                _unpack(path, place, match, not_these)
-
-
-def _unpack(path: Path, place: Path, match: re.Match[str], not_these: Collection[str]) -> None:
-    partial = place.with_name(f"{place.name}.partial")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with OPENERS[match[4]](path, "rb") as source, partial.open("wb") as file:
-            checksum = _copy_idx(source, file, int(match[2]), *KINDS[match[3]])
-        if checksum is not None and checksum not in not_these:
-            partial.replace(place)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        if getattr(error, "errno", None) in FULL_DISK:
-            raise
-    finally:
-        partial.unlink(missing_ok=True)
+        if not (match and part in match[1] and path.is_file()):
+            continue
+        stem, dimensions, kind, suffix = match.groups()
+        place = target / f"{stem}-idx{dimensions}-{kind}"
+        if place.exists():
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        checksum = None
+        try:
+            with OPENERS[suffix](path, "rb") as packed, place.open("wb") as file:
+                checksum = _copy_idx(packed, file, int(dimensions), *KINDS[kind])
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            if getattr(error, "errno", None) in FULL_DISK:
+                raise
+        if checksum is None or checksum in not_these:
+            place.unlink(missing_ok=True)
 
 
 def _copy_idx(

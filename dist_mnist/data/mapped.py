@@ -1,8 +1,7 @@
 """Samples that stay in a file, which all processes of a machine map into their memory.
 
-However many processes there are, the system keeps one copy of what they read, and drops it when
-memory is short. A batch is copied out of it, and goes to the device, while earlier ones are
-computed.
+The system keeps one copy for all processes, and drops it when memory is short. A batch is copied
+out of the file and to the device while earlier ones are computed.
 """
 
 import zlib
@@ -28,7 +27,7 @@ class PixelSums(NamedTuple):
 
     Attributes:
         checksum: The CRC-32 of all images.
-        counts: How often each of the 256 values is there.
+        counts: The number of pixels of each of the 256 values.
     """
 
     checksum: int
@@ -44,8 +43,8 @@ class MappedImages:
         rows: int64 of shape (N,), the row of each sample.
         labels: int64 of shape (N,).
         device: Where `block` and `deliver` bring the samples.
-        margin: How many black pixels they get around each image when they are delivered.
-        sums: The sums over all pixels, if they are known.
+        margin: Black pixels around each image when it is delivered.
+        sums: The sums over all pixels; None before they are computed.
     """
 
     stored: torch.Tensor
@@ -79,7 +78,7 @@ class MappedImages:
         return replace(self, rows=self.rows[indices], labels=self.labels[indices], sums=None)
 
     def to(self, device: torch.device) -> "MappedImages":
-        """Return the same samples, which go to a device when they are needed."""
+        """Return the same samples, which go to the device when they are needed."""
         return replace(self, device=device)
 
     def with_margin(self, margin: int) -> "MappedImages":
@@ -92,13 +91,13 @@ class MappedImages:
 
     def checksum(self) -> int:
         """Return the CRC-32 of all images and labels."""
-        return zlib.crc32(self.labels.numpy().data, self._known_sums().checksum)
+        return zlib.crc32(self.labels.numpy().data, self._sums().checksum)
 
     def value_counts(self) -> torch.Tensor:
         """Return how often each of the 256 values is in the images: int64 of shape (256,)."""
-        return torch.tensor(self._known_sums().counts)
+        return torch.tensor(self._sums().counts)
 
-    def _known_sums(self) -> PixelSums:
+    def _sums(self) -> PixelSums:
         self.sums = self.sums or sum_pixels(self)
         return self.sums
 

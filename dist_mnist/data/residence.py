@@ -1,4 +1,4 @@
-"""Keeps the samples of a run in each process's own memory, or in one file that all of them map."""
+"""Keeps a run's samples in the memory of each process, or in one file that all of them map."""
 
 import hashlib
 import logging
@@ -26,7 +26,7 @@ from dist_mnist.record.locks import lock_patiently
 logger = logging.getLogger(__name__)
 
 MOST_OF_THE_MEMORY = 0.5  # the rest is for the network, and for copies while the data is loaded
-# A group's limit and what of it is used; version 2, then version 1.
+# A group's limit and its use, in version 2 and in version 1.
 LIMITS = (
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -34,12 +34,12 @@ LIMITS = (
 
 
 def stays_on_host(residence: Residence, samples: Samples, world: World | None) -> bool:
-    """Return whether samples stay on the host: as the config says, or because they do not fit.
+    """Return whether samples stay on the host: by the config, or because they do not fit.
 
     Args:
         residence: As in the config.
         samples: The largest set of the run.
-        world: This process; None for one that computes on the CPU.
+        world: None for a single process on the CPU.
     """
     if residence is not Residence.auto or world is None:
         return residence is Residence.host
@@ -51,19 +51,19 @@ def stays_on_host(residence: Residence, samples: Samples, world: World | None) -
 
 
 def sample_bytes(samples: Samples) -> int:
-    """Return how many bytes the images of a set have."""
+    """Return the size of a set's images in bytes."""
     stored = samples.stored if isinstance(samples, MappedImages) else samples.images
     return len(samples) * prod(stored.shape[1:])
 
 
 def free_memory() -> float:
-    """Return how many bytes this process may still use: the machine's, its group's, its own."""
+    """Return the bytes that the machine, its groups and this process's limits leave free."""
     limits = [*_of_the_process(), *_of_the_machine(), *_of_the_groups()]
     return min([float("inf"), *limits])
 
 
 def _of_the_process() -> Iterator[float]:
-    """Yield what is free below the limits that `ulimit` sets."""
+    """Yield the free bytes below the limits that `ulimit` sets."""
     for kind, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         limit, _ = resource.getrlimit(kind)
         if limit != resource.RLIM_INFINITY:
@@ -87,15 +87,15 @@ def _kilobytes(path: Path, name: str) -> float | None:
 
 
 def _of_the_groups() -> Iterator[float]:
-    """Yield what is free in the control groups around this process."""
+    """Yield the free bytes in the control groups around this process."""
     for folder in group_folders("memory"):
         for limit, used in LIMITS:
-            with suppress(OSError, ValueError):  # no limit is the word max
+            with suppress(OSError, ValueError):  # "max" means no limit
                 yield float(int((folder / limit).read_text()) - int((folder / used).read_text()))
 
 
 def load_shared(load: Callable[[], Samples]) -> MappedImages:
-    """Load samples, one process after the other, so that a machine holds two copies at most.
+    """Load samples, one process after the other, so that a machine holds at most two copies.
 
     Args:
         load: Returns the samples, in memory or mapped already.
@@ -126,14 +126,10 @@ def _mapped(samples: ImageTensors, folder: Path) -> MappedImages:
 
 
 def map_pixels(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    """Map a file of pixels into memory, read only.
-
-    Args:
-        path: The file.
-        shape: Rows, channels, height and width; the file has as many bytes at least.
+    """Map a file into memory, read only, as uint8 of a shape that may be smaller than the file.
 
     Raises:
-        InputError: This process may not use so many addresses.
+        InputError: This process may not use that many addresses.
     """
     try:
         array = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)

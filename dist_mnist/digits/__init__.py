@@ -1,1 +1,1 @@
-"""Digits in pictures: found, and made as the images of MNIST were."""
+"""Digits in any picture: found, made like MNIST, and read."""

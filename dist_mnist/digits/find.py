@@ -1,4 +1,4 @@
-"""Digits in any picture: found, read from left to right, and made as the images of MNIST were."""
+"""Finds the digits in any picture, from left to right, and makes them like MNIST."""
 
 import math
 from typing import NamedTuple
@@ -15,24 +15,24 @@ from dist_mnist.digits.strokes import with_usual_strokes
 
 EDGE = 0.25  # of full ink: where a stroke ends
 LEAST_PIXELS, LEAST_SIDE = 6, 0.025  # of a digit's longer side: pixels; of the picture's side
-SPECK_SIDE, SPECK_INK = 0.15, 0.02  # of the largest part's longer side; of the most ink of one
-MOST_PARTS = 60  # those with the most ink
+SPECK_SIDE, SPECK_INK = 0.15, 0.02  # of the largest part's longer side; of the most ink of a part
+MOST_PARTS = 60  # the ones with the most ink
 LEAST_HEIGHT = 0.4  # of a digit, beside the tallest one
 LINE_WIDTH = 3.0  # times its height: wider than any digit
 FRAME_SHARE = 0.25  # of the picture's edges
-SHEET_SHARE, SHEET_FILLED = 0.15, 0.85  # of the picture's area; of its own box
+SHEET_SHARE, SHEET_FILLED = 0.15, 0.85  # of the picture's area; of the sheet's box
 SHEET_WIDTH, SHEET_MARGIN = 0.35, 0.03  # times its height; of its shorter side
 # Pieces of one digit. The gaps are fractions of their height together.
-PIECE, PIECE_GAP = 0.5, 0.15  # of that height: a piece; what may be between it and the rest
-STACK_GAP = 0.2  # between two that lie one above the other
+PIECE, PIECE_GAP = 0.5, 0.15  # of that height: a piece; the gap between it and the rest
+STACK_GAP = 0.2  # between two pieces, one above the other
 OVERLAP, TWIN_OVERLAP = 0.4, 0.7  # of the narrower one's width; the latter for two side by side
 
 
 class Digit(NamedTuple):
-    """A digit that was found in a picture.
+    """A digit in a picture.
 
     Attributes:
-        image: As MNIST has it, uint8 of shape (28, 28), white on black.
+        image: Like MNIST's, uint8 of shape (28, 28), white on black.
         box: Its left, top, right and bottom edge, in pixels of the upright picture.
     """
 
@@ -41,7 +41,7 @@ class Digit(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Connected ink, or several pieces of it that belong together."""
+    """Connected ink, or several pieces that belong together."""
 
     box: Box
     ink: float
@@ -75,7 +75,7 @@ def find_digits(picture: Image.Image) -> list[Digit]:
         picture: In RGB and upright, as `read_picture` returns it.
 
     Returns:
-        The digits; none if there is nothing that stands out from its background.
+        The digits; none if nothing stands out from the background.
     """
     ink, shrink = find_ink(picture)
     labels, count = label_components(ink > EDGE)
@@ -97,13 +97,13 @@ def find_digits(picture: Image.Image) -> list[Digit]:
 
 def _parts(labels: NDArray[np.int64], count: int, ink: NDArray[np.float32]) -> list[_Part]:
     rows, columns = labels.nonzero()
-    found = labels[rows, columns] - 1
-    amounts = np.bincount(found, weights=ink[rows, columns], minlength=count)
+    parts = labels[rows, columns] - 1
+    amounts = np.bincount(parts, weights=ink[rows, columns], minlength=count)
     edges = []
     for places in (columns, rows):
         low, high = np.full(count, max(labels.shape)), np.zeros(count, dtype=np.int64)
-        np.minimum.at(low, found, places)
-        np.maximum.at(high, found, places + 1)
+        np.minimum.at(low, parts, places)
+        np.maximum.at(high, parts, places + 1)
         edges.append((low.tolist(), high.tolist()))
     (lefts, rights), (tops, bottoms) = edges
     return [
@@ -113,7 +113,7 @@ def _parts(labels: NDArray[np.int64], count: int, ink: NDArray[np.float32]) -> l
 
 
 def _sheet(parts: list[_Part], labels: NDArray[np.int64]) -> Box | None:
-    """Return the box of what is a sheet of paper on a table, rather than ink, if there is one."""
+    """Return the box of a sheet of paper that lies on a table, or None."""
     for part in parts:
         left, top, right, bottom = part.box
         inside = labels[top:bottom, left:right]
@@ -125,7 +125,7 @@ def _sheet(parts: list[_Part], labels: NDArray[np.int64]) -> Box | None:
 
 
 def _inside(picture: Image.Image, box: Box) -> list[Digit]:
-    """Return the digits inside a box, without its edge."""
+    """Find the digits inside a box, without its edge."""
     margin = math.ceil(SHEET_MARGIN * min(box[2] - box[0], box[3] - box[1]))
     left, top = box[0] + margin, box[1] + margin
     digits = find_digits(picture.crop((left, top, box[2] - margin, box[3] - margin)))
@@ -136,19 +136,19 @@ def _inside(picture: Image.Image, box: Box) -> list[Digit]:
 
 
 def _without_frames(parts: list[_Part], labels: NDArray[np.int64]) -> list[_Part]:
-    """Leave out what follows the edges of the picture, such as a table around the paper."""
+    """Leave out parts along the edges of the picture, such as a table around the paper."""
     edges = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
     shares = np.bincount(edges, minlength=len(parts) + 1) / len(edges)
     return [part for part in parts if shares[part.labels[0]] < FRAME_SHARE]
 
 
 def _without_lines(parts: list[_Part]) -> list[_Part]:
-    """Leave out what is much wider than it is high: the lines of the paper, a minus."""
+    """Leave out parts much wider than high: the lines of the paper, a minus."""
     return [part for part in parts if part.width < LINE_WIDTH * part.height]
 
 
 def _without_specks(parts: list[_Part], side: int) -> list[_Part]:
-    """Leave out what is small beside the largest part, and what is small at all."""
+    """Leave out parts that are small beside the largest one, or too small to be a digit."""
     largest = max((max(part.height, part.width) for part in parts), default=0)
     most_ink = max((part.ink for part in parts), default=0.0)
     if largest < max(LEAST_PIXELS, LEAST_SIDE * side):
@@ -162,7 +162,7 @@ def _without_specks(parts: list[_Part], side: int) -> list[_Part]:
 
 
 def _join(parts: list[_Part]) -> list[_Part]:
-    """Join the pieces that are strokes of the same digit, the nearest ones first."""
+    """Join the strokes of the same digit, the nearest ones first."""
     parts = list(parts)
     while True:
         pairs = [
@@ -183,7 +183,7 @@ def _gap(a: _Part, b: _Part) -> int:
 
 
 def _gaps(a: _Part, b: _Part) -> tuple[int, int]:
-    """Return the pixels between two parts across and down, below 0 where they overlap."""
+    """Return the gap between two parts in pixels, across and down; negative where they overlap."""
     return (
         max(a.box[0], b.box[0]) - min(a.box[2], b.box[2]),
         max(a.box[1], b.box[1]) - min(a.box[3], b.box[3]),
@@ -201,7 +201,7 @@ def _belong_together(a: _Part, b: _Part) -> bool:
 
 
 def _in_reading_order(parts: list[_Part]) -> list[_Part]:
-    """Sort parts by line, then from left to right; what overlaps in height is in one line."""
+    """Sort parts by line, then from left to right; parts that overlap in height share a line."""
     lines: list[list[_Part]] = []
     bottom = -1
     for part in sorted(parts, key=lambda part: part.box[1]):
@@ -213,14 +213,14 @@ def _in_reading_order(parts: list[_Part]) -> list[_Part]:
 
 
 def _alone(ink: NDArray[np.float32], labels: NDArray[np.int64], part: _Part) -> NDArray[np.float32]:
-    """Return the ink inside a part's box, without that of other parts."""
+    """Return the ink inside a part's box, without the ink of other parts."""
     left, top, right, bottom = part.box
     inside = labels[top:bottom, left:right]
     return np.where(np.isin(inside, (0, *part.labels)), ink[top:bottom, left:right], 0)
 
 
 def _enlarged(box: Box, shrink: float, size: tuple[int, int]) -> Box:
-    """Return a box in pixels of the picture from one in pixels of the smaller copy."""
+    """Convert a box from pixels of the smaller copy to pixels of the picture."""
     left, top, right, bottom = box
     return (
         math.floor(left * shrink),

@@ -1,7 +1,7 @@
-"""MNIST, and ones as they are written where MNIST is not from: with a flag, like 7s to it.
+"""MNIST plus synthetic 1s with an up-stroke, as written outside the US.
 
 The writers of MNIST were Americans, and nearly all of their ones are a bare line. In much of the
-world a 1 begins with a stroke up, so a network that knows MNIST alone takes many for 7s.
+world a 1 begins with an up-stroke, and a network trained on MNIST alone reads many of these as 7s.
 """
 
 import math
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from dist_mnist.data.mnist import MNIST
 from dist_mnist.digits.mnist_form import make_like_mnist
 
-COUNT = 2000  # drawn ones, beside the 6,742 of MNIST's training files
-SIDE = 96  # pixels they are drawn with, before they become 28
-HEIGHT = 64  # pixels
+COUNT = 2000  # beside the 6,742 ones of MNIST's training files
+SIDE = 96  # pixels of the canvas, which becomes 28
+HEIGHT = 64  # pixels of the digit on it
 
 Point = tuple[float, float]
 
 
 class MNISTWithFlaggedOnes(MNIST):
-    """MNIST with drawn ones behind its training images; its test images are the same.
+    """MNIST with drawn ones after its training images; its test images are unchanged.
 
     Attributes:
         data: Images, uint8 of shape (N, 28, 28), white on black.
@@ -39,16 +39,15 @@ class MNISTWithFlaggedOnes(MNIST):
 
 
 def draw_flagged_one(seed: int) -> torch.Tensor:
-    """Draw a 1 with a flag, every third one with a foot: uint8 of shape (28, 28).
+    """Draw a 1 with an up-stroke, a third of the time with a foot: uint8 of shape (28, 28).
 
-    Args:
-        seed: Decides about all in which it differs from others.
+    The seed determines its shape.
     """
     chance = random.Random(f"flagged one {seed}")
     lean, bend = chance.gauss(0.12, 0.12) * HEIGHT, chance.gauss(0, 0.04) * HEIGHT
     top, bottom = (SIDE / 2 + lean / 2, 16.0), (SIDE / 2 - lean / 2, 16.0 + HEIGHT)
     middle = ((top[0] + bottom[0]) / 2 + bend, (top[1] + bottom[1]) / 2)
-    angle = math.radians(chance.uniform(25, 58))  # between the flag and a vertical line
+    angle = math.radians(chance.uniform(25, 58))  # between the up-stroke and a vertical line
     length = chance.uniform(0.18, 0.55) * HEIGHT
     flag = (top[0] - length * math.sin(angle), top[1] + length * math.cos(angle))
     lines = [(flag, top), (top, middle), (middle, bottom)]
@@ -59,7 +58,7 @@ def draw_flagged_one(seed: int) -> torch.Tensor:
 
 
 def _pen_lines(lines: list[tuple[Point, Point]], width: float) -> NDArray[np.float32]:
-    """Return the ink of straight lines that a round pen leaves, its edges a pixel wide."""
+    """Return the ink of straight lines by a round pen, with edges a pixel wide."""
     y, x = np.mgrid[:SIDE, :SIDE] + 0.5
     nearest = np.full((SIDE, SIDE), np.inf)
     for (x0, y0), (x1, y1) in lines:

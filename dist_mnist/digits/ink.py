@@ -1,8 +1,7 @@
-"""Ink and paper: how much of each pixel of a picture is drawn on.
+"""Separates ink from paper: how much of each pixel of a picture is ink.
 
-Neither which of the two is darker nor their colors are known. Paper is what lies along the edges
-of a picture, under light that changes slowly; ink is what differs from it, all in one direction of
-color space.
+Neither the colors nor which of the two is darker are known. Paper lies along the edges of a
+picture, under light that changes slowly; ink differs from it in one direction of color space.
 """
 
 import numpy as np
@@ -14,30 +13,30 @@ Array = NDArray[np.float32]
 WORKING_SIDE = 1024  # pixels; larger pictures are made smaller first
 COARSE_SIDE = 64  # pixels, for the shape of the light
 RING = 1 / 16  # of a side: the part along the edges where there is mostly paper
-MOST_ROUNDS = 12  # of the fit of the light
+MOST_ROUNDS = 12  # of fitting the light
 LEAST_CHANGE = 1e-4  # of the light from one round to the next
 OUTLIER = 4.7  # deviations, from where Tukey's biweight ignores a value
 DEVIATION = 1.4826  # of a normal distribution, for each unit of its median absolute value
-LEAST_STEP = 2 / 255  # what a picture of 8 bits can tell apart
-LEAST_CONTRAST = 24 / 255  # fainter marks are taken for paper
-SMOOTH = 0.05  # the deviation of paper under a smooth light, at most
-SHADOW_SIDE = 256  # pixels, for what is subtracted as a shadow
+LEAST_STEP = 2 / 255  # the smallest deviation that 8 bits can show
+LEAST_CONTRAST = 24 / 255  # fainter marks count as paper
+SMOOTH = 0.05  # the largest deviation of paper under smooth light
+SHADOW_SIDE = 256  # pixels, for finding shadows
 WIDE = 0.25  # of the shorter side: the widest stroke
 STROKES = (0.04, 0.08, 0.16)  # of the shorter side: strokes where the light is not smooth
 SHADOW_SHARE = 0.02  # of the edges of a picture, at least
 LEAST_SIGNAL = 5.0  # times the noise
-NOISE_FLOOR = 4.0  # deviations, below which there is paper
+NOISE_FLOOR = 4.0  # deviations, below which a pixel is paper
 
 
 def find_ink(picture: Image.Image) -> tuple[Array, float]:
-    """Tell ink from paper, whatever their colors, under light that may be uneven.
+    """Separate ink from paper, whatever their colors, under light that may be uneven.
 
     Args:
         picture: In RGB.
 
     Returns:
         float32 of shape (H, W), 0 for paper and 1 for full ink, all 0 if nothing stands out; and
-        how many pixels of the picture's side one of its pixels stands for, at least 1.
+        the side of one of its pixels in pixels of the picture, at least 1.
     """
     shrink = max(1.0, max(picture.size) / WORKING_SIDE)
     width, height = (max(1, round(side / shrink)) for side in picture.size)
@@ -46,7 +45,7 @@ def find_ink(picture: Image.Image) -> tuple[Array, float]:
     pixels = np.asarray(picture).astype(np.float32) / np.float32(255)
     paper, deviation = _paper(picture)
     rough = deviation > SMOOTH
-    # Where the light does not change smoothly, it is told from ink by its width alone.
+    # Where the light does not change smoothly, only its width distinguishes it from ink.
     signal = _along_ink(pixels - (np.median(paper, axis=(0, 1)) if rough else paper), rough)
     threshold = _otsu(signal)
     marked = signal > threshold
@@ -67,8 +66,8 @@ def _paper(picture: Image.Image) -> tuple[Array, float]:
     pixels along its edges.
 
     Returns:
-        What the picture would be without its ink, float32 of shape (H, W, 3), from 0 to 1; and how
-        far paper deviates from that.
+        The picture without its ink, float32 of shape (H, W, 3), from 0 to 1; and the deviation of
+        paper from it.
     """
     width, height = picture.size
     shrink = max(1.0, max(width, height) / COARSE_SIDE)
@@ -84,7 +83,7 @@ def _paper(picture: Image.Image) -> tuple[Array, float]:
         scale = max(DEVIATION * float(np.median(distance[ring | (weights > 0)])), LEAST_STEP)
         weights = (1 - (distance / (OUTLIER * scale)) ** 2).clip(0, 1) ** 2
         weighted = basis * weights[:, None]
-        # A little ridge, so that it stays flat where it cannot be known.
+        # A little ridge keeps the surface flat where there is no data.
         ridge = np.diag([0.0] + [1e-3 * len(basis)] * (basis.shape[1] - 1))
         before = surface
         surface = np.linalg.solve(weighted.T @ basis + ridge, weighted.T @ colors)
@@ -134,25 +133,24 @@ def _third_moment(signal: Array) -> float:
 
 
 def _narrow(signal: Array) -> tuple[Array, float]:
-    """Return what is above its surroundings and no wider than a stroke, and how much that is.
+    """Return the parts above their surroundings and no wider than a stroke, and their amount.
 
-    Between strokes and edges paper is narrow, too. But ink is narrower, so what is narrow counts
-    for more.
+    Paper between strokes and edges is narrow, too. But ink is narrower, so narrow parts weigh more.
     """
     hats = [signal - _wide(signal, width) for width in STROKES]
     moments = [_third_moment(hat.clip(0)) for hat in hats]
-    return hats[-1], sum(one / width**2 for one, width in zip(moments, STROKES, strict=True))
+    return hats[-1], sum(m / width**2 for m, width in zip(moments, STROKES, strict=True))
 
 
 def _wide(signal: Array, width: float) -> Array:
-    """Return what is too wide for a stroke: a shadow, a table, the light itself.
+    """Return the parts too wide for a stroke: a shadow, a table, the light itself.
 
     Args:
         signal: float32 of shape (H, W).
         width: Of the widest stroke, as a fraction of the shorter side.
 
     Returns:
-        float32 of the same shape: the signal without what is narrower and above its surroundings.
+        float32 of the same shape: the signal without narrower parts above their surroundings.
     """
     height, across = signal.shape
     shrink = max(1.0, max(across, height) / SHADOW_SIDE)
@@ -165,13 +163,13 @@ def _wide(signal: Array, width: float) -> Array:
 
 
 def _has_wide_edge(signal: Array) -> bool:
-    """Return whether what is above 0 and too wide for a stroke comes in from the edges."""
+    """Return whether parts above 0 and too wide for a stroke come in from the edges."""
     ring = _ring(signal.shape[1], signal.shape[0])
-    # Where nothing is seen, nothing wide is, and that is told sooner.
-    return _is_seen(signal.ravel()[ring]) and _is_seen(_wide(signal, WIDE).ravel()[ring])
+    # Without anything visible there is nothing wide; the first check is the cheaper one.
+    return _is_visible(signal.ravel()[ring]) and _is_visible(_wide(signal, WIDE).ravel()[ring])
 
 
-def _is_seen(edge: Array) -> bool:
+def _is_visible(edge: Array) -> bool:
     return float((edge > LEAST_CONTRAST).mean()) >= SHADOW_SHARE
 
 
@@ -182,7 +180,7 @@ def _largest(values: Array, size: int) -> Array:
         edges[axis] = (size // 2, size // 2)
         values = np.moveaxis(np.pad(values, edges, constant_values=-np.inf), axis, 0)
         reach = 1
-        while reach < size:  # each row has the largest of the `reach` rows from it on
+        while reach < size:  # each row has the maximum of the `reach` rows from it on
             step = min(reach, size - reach)
             values = np.maximum(values[:-step], values[step:])
             reach += step

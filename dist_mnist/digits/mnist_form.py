@@ -1,4 +1,4 @@
-"""The ink of one digit, made into an image as MNIST's were made.
+"""Makes the ink of one digit into an image like MNIST's.
 
 As the reconstruction of MNIST describes it: Yadav, Bottou, "Cold Case: The Lost MNIST Digits",
 2019, https://arxiv.org/abs/1905.10498, with the source of QMNIST (making_qmnist/xnist.lsh in
@@ -17,11 +17,11 @@ EXTENT = 0.99  # of an input pixel when MNIST was resampled
 
 
 def make_like_mnist(ink: Array) -> NDArray[np.uint8]:
-    """Turn the ink of one digit into an image as MNIST has it.
+    """Turn the ink of one digit into an image like MNIST's.
 
     A tight box around the ink; the square around it; doubled until it has at least 20 pixels a
-    side; resampled to 20 x 20 by area; its maximum scaled to 255; and put where its center of mass
-    falls into the pixel that is right of and below the middle.
+    side; resampled to 20 x 20 by area; its maximum scaled to 255; and placed so that its center of
+    mass falls into the pixel right of and below the middle.
 
     Args:
         ink: float32 of shape (H, W), 0 where there is none, 1 where it is full.
@@ -36,7 +36,7 @@ def make_like_mnist(ink: Array) -> NDArray[np.uint8]:
     weights = _area_weights(len(square))
     small = weights @ square @ weights.T
     small = np.floor(small * (255 / min(1.0, small.max())) + 0.5).clip(0, 255)
-    # The place of the 20 x 20 pixels may be anywhere; what falls outside is cut off.
+    # The 20 x 20 pixels may lie anywhere; parts outside are cut off.
     center = [
         float((small.sum(axis=1 - axis) @ (np.arange(INNER_SIDE) + 0.5)) / small.sum())
         for axis in (0, 1)
@@ -55,7 +55,7 @@ def _square_around(ink: Array, box: Box) -> Array:
     # The shorter side begins where one of the 20 pixels does, so that a digit of MNIST that was
     # enlarged falls into the pixels that it came from.
     pixel = side / INNER_SIDE
-    down, across = (round((side - one) / 2 // pixel * pixel) for one in (height, width))
+    down, across = (round((side - length) / 2 // pixel * pixel) for length in (height, width))
     square[down : down + height, across : across + width] = ink[top:bottom, left:right]
     while len(square) < INNER_SIDE:
         square = square.repeat(2, axis=0).repeat(2, axis=1)
@@ -63,10 +63,10 @@ def _square_around(ink: Array, box: Box) -> Array:
 
 
 def _area_weights(size: int) -> Array:
-    """Return how much each of `size` input pixels gives to each of 20: float32 (20, size).
+    """Return the weight of each of `size` input pixels in each of 20: float32 (20, size).
 
-    A pixel that lies on an edge between two is shared by area. As in MNIST its extent is taken as
-    `EXTENT` then, so that the second one gets a little less than it should.
+    A pixel that crosses an edge is shared by area. As in MNIST its extent is then `EXTENT`, so the
+    second one gets a little less than it should.
     """
     scale = INNER_SIDE / size
     begin = np.arange(size) * scale
@@ -82,6 +82,6 @@ def _area_weights(size: int) -> Array:
 
 
 def tight_box(ink: Array) -> Box:
-    """Return the smallest box around everything that is not 0; there must be something."""
+    """Return the smallest box around all nonzero pixels, of which there must be at least one."""
     rows, columns = ink.any(axis=1).nonzero()[0], ink.any(axis=0).nonzero()[0]
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

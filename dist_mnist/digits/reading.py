@@ -17,14 +17,14 @@ SIDE = 28
 
 @dataclass(frozen=True)
 class Reading:
-    """The digits of a picture, as a network reads them.
+    """The digits of a picture as a network reads them.
 
     Attributes:
-        label: The names of the classes of all digits, from left to right; None if there is none.
-        confidence: The probability that all of them are right; None if there is none.
-        digits: What the network saw.
-        labels: The name of each digit's class.
-        confidences: The probability of each.
+        label: The class names of all digits, from left to right; None without a digit.
+        confidence: The probability that all of them are right; None without a digit.
+        digits: The network's input.
+        labels: The class name of each digit.
+        confidences: The probability of each label.
     """
 
     label: str | None
@@ -40,7 +40,7 @@ def read(classifier: Classifier, picture: Image.Image, plain: bool = False) -> R
     Args:
         classifier: See `check_reads_pictures`.
         picture: In RGB and upright, as `read_picture` returns it.
-        plain: Look for no digits: the whole picture is one image, made small.
+        plain: Skip the search: the whole picture is one image.
     """
     digits = find_images(classifier, picture, plain)
     if not digits:
@@ -53,13 +53,13 @@ def read(classifier: Classifier, picture: Image.Image, plain: bool = False) -> R
 
 
 def find_images(classifier: Classifier, picture: Image.Image, plain: bool = False) -> list[Digit]:
-    """Return what a network sees of a picture: each digit in it.
+    """Return a network's input: each digit in a picture.
 
-    A network that was trained on a folder of pictures sees the whole picture, made of it as of
-    those; then the image is uint8 of shape (C, H, W).
+    A network that was trained on a folder of pictures gets the whole picture, resized as those
+    were; then the image is uint8 of shape (C, H, W).
 
     Args:
-        classifier: The network.
+        classifier: See `check_reads_pictures`.
         picture: In RGB and upright.
         plain: As for `read`.
     """
@@ -92,7 +92,7 @@ def _whole(picture: Image.Image) -> Digit:
 
 
 def check_reads_pictures(classifier: Classifier) -> None:
-    """Try whether a network takes the images that pictures are made into.
+    """Check that a network accepts the images that pictures become.
 
     Raises:
         InputError: It does not.

@@ -1,4 +1,4 @@
-"""A picture of pictures: each one beside what the network saw in it, and its answer."""
+"""Draws pictures beside the digits that a network saw in them and its answers."""
 
 import io
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dist_mnist.record.files import write_atomically
 
-PICTURE_SIDE, ZOOM, GAP, LINE = 200, 4, 8, 18  # pixels; pixels for each of a digit's; pixels
+PICTURE_SIDE, ZOOM, GAP, LINE = 200, 4, 8, 18  # in pixels; ZOOM is a factor
 BACKGROUND, INK, QUIET, FRAME = "white", "black", "#666666", "#d1682b"
 
 
@@ -17,8 +17,8 @@ class Seen(NamedTuple):
     """One image as the network saw it, and its answer.
 
     Attributes:
-        image: As many pixels as the network got.
-        box: Where it is in the picture: left, top, right, bottom.
+        image: The network's input.
+        box: Its left, top, right and bottom edge, in pixels of the picture.
         answer: A line to write below it.
     """
 
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One picture with everything that was seen in it."""
+    """One picture and the images in it."""
 
     title: str
     picture: Image.Image
@@ -36,13 +36,13 @@ class Row(NamedTuple):
 
 
 def make_row(title: str, picture: Image.Image, seen: Sequence[Seen]) -> Row:
-    """Return a row with a small copy of its picture, so that many of them fit into memory."""
+    """Return a row with a small copy of its picture, so that many rows fit into memory."""
     scale = min(1.0, PICTURE_SIDE / max(picture.size))
     size = [max(1, round(side * scale)) for side in picture.size]
     small = picture.resize((size[0], size[1]))
     pencil = ImageDraw.Draw(small)
-    for one in seen:
-        left, top, right, bottom = (round(edge * scale) for edge in one.box)
+    for part in seen:
+        left, top, right, bottom = (round(edge * scale) for edge in part.box)
         pencil.rectangle((left - 1, top - 1, right, bottom), outline=FRAME)
     return Row(title, small, tuple(seen))
 
@@ -53,8 +53,12 @@ def draw_sheet(path: Path, rows: Sequence[Row]) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    heights = [_height(row) for row in rows]
-    width = max([_width(row) for row in rows], default=PICTURE_SIDE)
+    heights, width = [], PICTURE_SIDE
+    for row in rows:
+        sides = [ZOOM * part.image.height + LINE for part in row.seen]
+        heights.append(2 * GAP + LINE + max([row.picture.height, *sides]))
+        images = sum(ZOOM * part.image.width + GAP for part in row.seen)
+        width = max(width, PICTURE_SIDE + 2 * GAP + images)
     sheet = Image.new("RGB", (width, max(1, sum(heights))), BACKGROUND)
     pencil, top = ImageDraw.Draw(sheet), 0
     for row, height in zip(rows, heights, strict=True):
@@ -65,24 +69,15 @@ def draw_sheet(path: Path, rows: Sequence[Row]) -> None:
     write_atomically(path, encoded.getbuffer())
 
 
-def _height(row: Row) -> int:
-    sides = [ZOOM * one.image.height + LINE for one in row.seen]
-    return 2 * GAP + LINE + max([row.picture.height, *sides])
-
-
-def _width(row: Row) -> int:
-    return PICTURE_SIDE + 2 * GAP + sum(ZOOM * one.image.width + GAP for one in row.seen)
-
-
 def _draw_row(sheet: Image.Image, pencil: ImageDraw.ImageDraw, row: Row, top: int) -> None:
     font = ImageFont.load_default(12)
     pencil.text((GAP, top + GAP), row.title, fill=QUIET, font=font)
     top += GAP + LINE
     sheet.paste(row.picture, (GAP, top))
     left = PICTURE_SIDE + 2 * GAP
-    for one in row.seen:
-        size = ZOOM * one.image.width, ZOOM * one.image.height
-        image = one.image.resize(size, Image.Resampling.NEAREST)
+    for part in row.seen:
+        size = ZOOM * part.image.width, ZOOM * part.image.height
+        image = part.image.resize(size, Image.Resampling.NEAREST)
         sheet.paste(image, (left, top))
-        pencil.text((left, top + image.height + 2), one.answer, fill=INK, font=font)
+        pencil.text((left, top + image.height + 2), part.answer, fill=INK, font=font)
         left += image.width + GAP

@@ -1,7 +1,7 @@
-"""The width of strokes: measured, and brought near that of MNIST's.
+"""Measures the width of strokes, and brings it near MNIST's.
 
-A pen is thin or thick beside what it draws; in MNIST, whose writers all had the same kind of pen,
-98 of 100 digits have strokes of `THINNEST` to `THICKEST` pixels, half of them less than 2.4.
+The writers of MNIST all had the same kind of pen: 98 of 100 digits have strokes of `THINNEST` to
+`THICKEST` pixels, half of them less than 2.4.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ from PIL import Image
 
 Array = NDArray[np.float32]
 
-SIDE = 20  # pixels of MNIST that the longer side of a digit has
+SIDE = 20  # pixels of the longer side of a digit in MNIST
 FINE = 8  # pixels for each of them while strokes are changed
 THINNEST, THICKEST = 1.4, 4.3  # pixels of MNIST: the first and the last percentile
-THIN, THICK = 2.0, 3.8  # what thinner and thicker ones become
+THIN, THICK = 2.0, 3.8  # the new width of thinner and thicker ones
 
 
 def with_usual_strokes(ink: Array) -> Array:
@@ -25,7 +25,7 @@ def with_usual_strokes(ink: Array) -> Array:
         ink: float32 of shape (H, W), from 0 to 1, cut to the digit's box.
 
     Returns:
-        The same, or a copy in another size with thicker or thinner strokes.
+        The same array, or one of another size with thicker or thinner strokes.
     """
     shrink = max(ink.shape) / (SIDE * FINE)
     height, width = (max(1, round(side / shrink)) for side in ink.shape)
@@ -35,7 +35,7 @@ def with_usual_strokes(ink: Array) -> Array:
     if THINNEST <= stroke <= THICKEST:
         return ink
     target = THIN if stroke < THINNEST else THICK
-    # The digit grows with its strokes, and is made as small again as it was.
+    # The digit grows with its strokes, and is later shrunk to its old size.
     radius = round(FINE * (target - stroke) / (2 - 2 * target / SIDE))
     fine = np.pad(fine, max(radius, 0) + 1)
     return grow(fine, radius) if radius > 0 else 1 - grow(1 - fine, -radius)
@@ -44,11 +44,11 @@ def with_usual_strokes(ink: Array) -> Array:
 def stroke_width(ink: Array) -> float:
     """Return the mean width of strokes in pixels.
 
-    Twice the area over the length of the outline. The outline is the total variation, which counts
-    an edge in full however soft it is.
+    It is twice the area over the length of the outline. The length is the total variation, which
+    counts a soft edge in full.
 
     Args:
-        ink: float32 of shape (H, W), 0 where there is none; not all of it may be 0.
+        ink: float32 of shape (H, W), 0 where there is none; not all 0.
     """
     padded = np.pad(ink, 1)
     down = padded[1:, :-1] - padded[:-1, :-1]
@@ -57,7 +57,10 @@ def stroke_width(ink: Array) -> float:
 
 
 def grow(ink: Array, radius: int) -> Array:
-    """Return for each pixel the most ink in a disk around it.
+    """Return the maximum over a disk around each pixel (a grey dilation).
+
+    scipy's `grey_dilation` gives the same values; with a thin pen a drawing then takes half as long
+    again.
 
     Args:
         ink: float32 of shape (H, W).

@@ -1,120 +1,113 @@
-"""Decodes many pictures at once, in as many processes as there are cores."""
+"""Decodes many pictures at once, in as many threads as there are cores.
 
-import json
-import logging
+Pillow releases the GIL while it decodes and resizes, which is nine tenths of the work for a photo.
+"""
+
 import os
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from queue import SimpleQueue
+from threading import Event
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dist_mnist.config.data_schema import Fit
 from dist_mnist.config.errors import InputError
+from dist_mnist.data.decode import read_picture
+from dist_mnist.data.fitting import fit_picture
 from dist_mnist.distributed.cpu_threads import usable_cores
-from dist_mnist.folder.decode_worker import Job, Problem, Rows, decode
-
-logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 32
-ALONE = 128  # so few pictures are decoded before the first process would have started
-MOST_WORKERS = 64
+MOST_THREADS = 64
+MOST_BYTES = 2**30  # of a file; a picture of 64 million pixels has fewer
+
+
+class Problem(NamedTuple):
+    """A fault of a picture, and whether it may go away while the file stays the same."""
+
+    reason: str
+    may_change: bool
+
 
 Decoded = list[tuple[int, Problem | None]]
 
 
-def decode_all(job: Job, rows: Rows) -> Iterator[Decoded]:
-    """Decode pictures and yield what has become of them, some at a time, with a progress bar.
+def decode_all(
+    root: Path,
+    rows: Sequence[tuple[int, str]],
+    image_shape: Sequence[int],
+    fit: Fit,
+    descriptor: int,
+) -> Generator[Decoded, None, None]:
+    """Decode pictures into a file and yield their rows and problems, with a progress bar.
+
+    Close the generator to stop its threads; each finishes the picture that it is decoding.
 
     Args:
-        job: Where the pictures are, and the file, which exists.
-        rows: The row of each picture.
+        root: The folder of the pictures.
+        rows: The row of each picture in the file, and its path below the folder.
+        image_shape: Channels (1 or 3), height and width of a row.
+        fit: The treatment of a picture of another aspect.
+        descriptor: The file, open for writing at any place.
 
     Raises:
-        InputError: A process ended before it had answered.
-        OSError: The pixels cannot be written.
+        OSError: The file cannot be written.
     """
+    stopping = Event()
+
+    def decode_some(piece: Sequence[tuple[int, str]]) -> Decoded:
+        decoded: Decoded = []
+        for row, path in piece:
+            if stopping.is_set():
+                break
+            made = decode_picture(root / path, image_shape, fit)
+            problem = made if isinstance(made, Problem) else None
+            if not isinstance(made, Problem):
+                _write(descriptor, row * made.nbytes, made.tobytes())
+            decoded.append((row, problem))
+        return decoded
+
     pieces = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
-    answers = _decode_here(job, pieces) if len(rows) <= ALONE else _decode_beside(job, pieces)
-    with tqdm(
-        total=len(rows),
-        desc="decoding pictures",
-        unit="",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
-        for piece, problems in answers:
-            bar.update(len(piece))
-            yield [(row, problem) for (row, _), problem in zip(piece, problems, strict=True)]
-
-
-Answer = tuple[Rows, Sequence[Problem | None]]
-
-
-def _decode_here(job: Job, pieces: Sequence[Rows]) -> Iterator[Answer]:
-    return ((piece, decode(job, piece)) for piece in pieces)
-
-
-def _decode_beside(job: Job, pieces: Sequence[Rows]) -> Iterator[Answer]:
-    count = min(usable_cores(), MOST_WORKERS, len(pieces))
-    workers: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
-    started = [_start(job) for _ in range(count)]
-    for worker in started:
-        workers.put(worker)
-
-    def ask(piece: Rows) -> Answer:
-        worker = workers.get()
-        try:
-            return piece, _ask(worker, job, piece)
-        finally:
-            workers.put(worker)
-
-    threads = ThreadPoolExecutor(count)
+    threads = ThreadPoolExecutor(min(usable_cores(), MOST_THREADS), "decoding")
     try:
-        for future in as_completed([threads.submit(ask, piece) for piece in pieces]):
-            yield future.result()
+        with tqdm(
+            total=len(rows),
+            desc="decoding pictures",
+            unit="",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        ) as bar:
+            for future in as_completed([threads.submit(decode_some, piece) for piece in pieces]):
+                decoded = future.result()
+                bar.update(len(decoded))
+                yield decoded
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        for worker in started:
-            worker.kill()
-        threads.shutdown()
-        for worker in started:
-            worker.communicate()
+        stopping.set()
+        threads.shutdown(cancel_futures=True)
 
 
-def _start(job: Job) -> "subprocess.Popen[str]":
-    package = str(Path(__file__).parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "dist_mnist.folder.decode_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**environment, "OPENBLAS_NUM_THREADS": "1"},
-        text=True,
-    )
-    assert worker.stdin
-    worker.stdin.write(json.dumps(job) + "\n")
-    return worker
-
-
-def _ask(worker: "subprocess.Popen[str]", job: Job, piece: Rows) -> list[Problem | None]:
-    assert worker.stdin
-    assert worker.stdout
+def decode_picture(path: Path, image_shape: Sequence[int], fit: Fit) -> NDArray[np.uint8] | Problem:
+    """Return a picture as uint8 of shape (channels, height, width), or why it cannot be used."""
     try:
-        worker.stdin.write(json.dumps(piece) + "\n")
-        worker.stdin.flush()
-        line = worker.stdout.readline()
-    except BrokenPipeError:
-        line = ""
-    if not line:
-        raise InputError(
-            f"a process that decodes pictures of {job.folder} has ended, perhaps for lack of "
-            f"memory, at one of {len(piece)} from {piece[0][1]} on: start again to continue there."
-        )
-    answer = json.loads(line)
-    if isinstance(answer, dict):
-        raise OSError(answer["errno"], answer["reason"])
-    return [None if problem is None else Problem(*problem) for problem in answer]
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                return Problem(f"it has more than {MOST_BYTES:,} bytes", False)
+            content = file.read()
+    except OSError as error:
+        return Problem(f"it cannot be read: {error.strerror or error}", True)
+    try:
+        return fit_picture(read_picture(content, name="it"), image_shape, fit)
+    except InputError as error:
+        return Problem(str(error).rstrip("."), isinstance(error.__cause__, MemoryError))
+    except MemoryError:
+        return Problem("there is not enough memory to decode it", True)
+
+
+def _write(descriptor: int, place: int, content: bytes) -> None:
+    while content:  # a disk that is nearly full takes only a part
+        written = os.pwrite(descriptor, content, place)
+        place, content = place + written, content[written:]

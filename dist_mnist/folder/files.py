@@ -17,12 +17,12 @@ TEST_TREES = ("test", "val", "valid", "validation")
 
 
 class PictureFile(NamedTuple):
-    """A picture, and what tells that it has been changed.
+    """A picture, with the size and time that reveal a change.
 
     Attributes:
         path: Below the folder, with slashes.
         size: In bytes.
-        changed: When, in nanoseconds.
+        changed: The time of the last change, in nanoseconds.
     """
 
     path: str
@@ -34,35 +34,32 @@ Classes = dict[str, list[PictureFile]]
 
 
 def find_test_tree(root: Path) -> str | None:
-    """Return the name of the tree for the test, beside `train`; None if the folder is one tree.
+    """Return the name of the test tree beside `train`; None if the folder is one tree.
 
-    If there is no `test`, it is what other programs validate with.
+    Without a `test` folder, the validation folder of other programs counts as one.
     """
-    if not _has_folders(root / "train"):
+    try:
+        with os.scandir(root / "train") as entries:
+            has_classes = any(entry.is_dir() for entry in entries)
+    except OSError:
+        has_classes = False
+    if not has_classes:
         return None
     return next((name for name in TEST_TREES if (root / name).is_dir()), None)
-
-
-def _has_folders(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(entry.is_dir() for entry in entries)
-    except OSError:
-        return False
 
 
 def find_pictures(root: Path, part: str = "") -> Classes:
     """Find the pictures below each folder of a tree, sorted by name and by path.
 
-    Hidden files and folders are left out, and so are files with other endings than pictures have.
-    So is what is not a plain file, and what a link leads to, unless it is a file below the root.
+    Hidden files and folders are left out, and so are files without a picture's ending and files
+    that are not plain. Links are followed only to files below the root.
 
     Args:
-        root: The folder that nothing may lead out of.
+        root: The folder that no link may lead out of.
         part: The tree below it: "", "train" or "test".
 
     Returns:
-        The pictures of each folder that has any.
+        The pictures of each folder that has pictures.
 
     Raises:
         InputError: The folder cannot be read, or has no pictures in folders.
@@ -70,26 +67,26 @@ def find_pictures(root: Path, part: str = "") -> Classes:
     top = root / part
     if not top.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{top} is a link that leads out of data.root={root}: copy its pictures.")
-    found: Classes = defaultdict(list)
+    classes: Classes = defaultdict(list)
     links: list[str] = []
     others = 0
     for path, file in _walk(root.resolve(), part, links):
         name, _, rest = path.removeprefix(f"{part}/" if part else "").partition("/")
         if rest and _is_picture(path):
-            found[name].append(PictureFile(path, file.st_size, file.st_mtime_ns))
+            classes[name].append(PictureFile(path, file.st_size, file.st_mtime_ns))
         else:
             others += 1
-    if not found:
+    if not classes:
         raise InputError(
             f"data.root={root} has no pictures to learn from: {top} needs a folder for each class, "
             f"with PNG, JPEG, BMP, WebP, GIF or TIFF files in it."
         )
-    _tell(top, found, links, others)
-    return {name: sorted(found[name]) for name in sorted(found)}
+    _log_left_out(top, classes, links, others)
+    return {name: sorted(classes[name]) for name in sorted(classes)}
 
 
 def find_classes(root: Path, part: str) -> list[str]:
-    """Return the names of the folders of a tree that `find_pictures` finds pictures in."""
+    """Return the names of the folders of a tree that have pictures."""
     with os.scandir(root / part) as entries:
         names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
     return [
@@ -123,8 +120,11 @@ def _walk(root: Path, part: str, links: list[str]) -> "Iterator[tuple[str, os.st
             elif entry.is_symlink() and not _is_file_within(root, Path(entry.path)):
                 links.append(path)
             else:
-                status = _status(entry)
-                if status is not None and stat.S_ISREG(status.st_mode):
+                try:
+                    status = entry.stat()
+                except OSError:  # it was deleted just now
+                    continue
+                if stat.S_ISREG(status.st_mode):
                     yield path, status
 
 
@@ -136,21 +136,14 @@ def _is_file_within(root: Path, link: Path) -> bool:
     return target.is_relative_to(root) and target.is_file()
 
 
-def _status(entry: "os.DirEntry[str]") -> os.stat_result | None:
-    try:
-        return entry.stat()
-    except OSError:  # it was deleted just now
-        return None
-
-
-def _tell(top: Path, found: Classes, links: list[str], others: int) -> None:
+def _log_left_out(top: Path, classes: Classes, links: list[str], others: int) -> None:
     with os.scandir(top) as entries:
         folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    empty = sorted(name for name in folders if name not in found and not name.startswith("."))
+    empty = sorted(name for name in folders if name not in classes and not name.startswith("."))
     for count, what, example in (
         (len(links), "links that lead out of the folder, or to no file", links[:1]),
         (len(empty), "folders without a picture", empty[:1]),
-        (others, "files that are no pictures in a folder of a class", []),
+        (others, "files that are not pictures in a class folder", []),
     ):
         if count:
             shown = f", such as {printable(example[0])}" if example else ""

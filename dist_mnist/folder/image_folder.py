@@ -35,27 +35,27 @@ NUMBER = re.compile("([0-9]+)")
 class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """The training or the test pictures of a folder, decoded and mapped into memory.
 
-    The name of a class is that of its folder, and classes are in the order of their names. With a
-    tree in `train/` and another one in `test/` (or `val/`), these are the parts; otherwise the
-    folder is one tree, from which the test pictures are drawn, the same share of each class.
+    A class is named like its folder, and classes are sorted by name. A folder with a tree in
+    `train/` and another one in `test/` (or `val/`) has these parts; otherwise it is one tree, and
+    the same share of each class becomes the test set.
 
     Args:
         root: The folder.
         train: Which part.
-        download: Of no effect.
-        image_shape: Channels (1 or 3), height and width that the pictures get.
-        fit: What happens to a picture of another aspect: pad, crop or stretch.
-        broken: What happens if pictures cannot be read: refuse or skip.
-        test_size: Of one tree: a number of pictures, or a share below 1.
-        seed: Of that choice.
+        download: Has no effect.
+        image_shape: Channels (1 or 3), height and width of all pictures.
+        fit: The treatment of a picture of another aspect: pad, crop or stretch.
+        broken: The treatment of unreadable pictures: refuse or skip.
+        test_size: The size of the test set of one tree: a number of pictures, or a share below 1.
+        seed: Determines the test set of one tree.
 
     Attributes:
         samples: The pictures and their labels.
-        classes: The names.
+        classes: The names of the classes.
 
     Raises:
-        InputError: The folder has no pictures, fewer than two classes or broken pictures, or what
-            is decoded cannot be stored.
+        InputError: The folder has no pictures, fewer than two classes or broken pictures, or the
+            decoded pictures cannot be stored.
     """
 
     def __init__(
@@ -72,22 +72,27 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             raise InputError(f"data.root={root} is not a folder: name the one with the pictures.")
         tested = find_test_tree(folder)
         part = "" if tested is None else "train" if train else tested
-        found = find_pictures(folder, part)
-        names = find_classes(folder, "train") if part == tested else [*found]
-        _check_classes(root, names, found)
-        files, labels = _in_order(names, found)
+        pictures = find_pictures(folder, part)
+        names = find_classes(folder, "train") if part == tested else [*pictures]
+        _check_classes(root, names, pictures)
+        files, labels = _in_order(names, pictures)
         stored = store_pictures(folder, part, files, image_shape, fit)
         _report_broken(root, stored, len(files), Broken(options["broken"]))
         rows, labels = stored.rows[stored.rows >= 0], labels[stored.rows >= 0]
         if tested is None:
             rows, labels = _cut(root, rows, labels, train, options)
         self.samples = MappedImages(stored.pixels, rows, labels)
-        self.samples.sums = _sums(stored, self.samples)
+        # The sums over all pixels are in a file, too, since they take a pass through the pictures.
+        digest = hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
+        sums = remember(
+            stored.folder / f"sums-{digest}.json", lambda: sum_pixels(self.samples)._asdict()
+        )
+        self.samples.sums = PixelSums(**sums)
         self.classes = tuple(map(printable, names))
 
 
-def _check_classes(root: str, names: Sequence[str], found: Classes) -> None:
-    unknown = [name for name in found if name not in names]
+def _check_classes(root: str, names: Sequence[str], pictures: Classes) -> None:
+    unknown = [name for name in pictures if name not in names]
     if unknown:
         raise InputError(
             f"data.root={root} has test pictures of {len(unknown)} classes that it has no training "
@@ -95,17 +100,19 @@ def _check_classes(root: str, names: Sequence[str], found: Classes) -> None:
         )
     if len(names) < 2:
         raise InputError(
-            f"data.root={root} has one class, {printable(names[0])}: there is nothing to tell "
-            f"apart; make a folder for each of two classes or more."
+            f"data.root={root} has one class, {printable(names[0])}: a classifier needs at "
+            f"least two classes; make a folder for each."
         )
 
 
-def _in_order(names: Sequence[str], found: Classes) -> tuple[list[PictureFile], torch.Tensor]:
-    """Return all pictures with their labels, in the order of the files' own names.
+def _in_order(names: Sequence[str], pictures: Classes) -> tuple[list[PictureFile], torch.Tensor]:
+    """Return all pictures with their labels, in the order of the file names.
 
-    Numbers count as numbers. So a data set that was written out as numbered files keeps its order.
+    Numbers count as numbers, so a data set that was exported as numbered files keeps its order.
     """
-    numbered = [(file, label) for label, name in enumerate(names) for file in found.get(name, [])]
+    numbered = [
+        (file, label) for label, name in enumerate(names) for file in pictures.get(name, [])
+    ]
     numbered.sort(key=lambda entry: _natural(entry[0].path))
     return [file for file, _ in numbered], torch.tensor([label for _, label in numbered])
 
@@ -147,10 +154,3 @@ def _cut(
     is_test[stratified_choice(labels, count, keyed_seed(options["seed"], "test split"))] = True
     chosen = ~is_test if train else is_test
     return rows[chosen], labels[chosen]
-
-
-def _sums(stored: Stored, samples: MappedImages) -> PixelSums:
-    """Return what is summed up over all pixels, from the file that keeps it."""
-    digest = hashlib.blake2b(samples.rows.numpy().tobytes(), digest_size=8).hexdigest()
-    path = stored.folder / f"sums-{digest}.json"
-    return PixelSums(**remember(path, lambda: sum_pixels(samples)._asdict()))

@@ -19,26 +19,36 @@ def test_same_size_keeps_every_value() -> None:
     assert np.array_equal(fit_picture(picture(values), [1, 16, 16], Fit.pad)[0], values)
 
 
-def test_a_pixel_is_the_mean_of_its_area() -> None:
-    assert fitted([[0, 100, 10, 10], [100, 200, 10, 10]], [1, 1, 2]) == [[[100, 10]]]
-    # Two thirds of one pixel and a third of the next: (2 * 0 + 90) / 3 and (90 + 2 * 240) / 3.
-    assert fitted([[0, 90, 240]], [1, 1, 2], Fit.stretch) == [[[30, 190]]]
+def test_each_pixel_shrinks_into_a_new_one() -> None:
+    """With the weights of a triangle that spans two new pixels on each side."""
+    wide = [[0] * 8 + [240] * 8]
+    (row,) = fitted(wide, [1, 1, 4], Fit.stretch)
+    # 1 3 5 7 7 5 3 1 of 32 are the weights of the 8 pixels around the second one's center; the last
+    # two of them are white.
+    assert row == [[0, 30, 210, 240]]
 
 
-def test_enlarging_repeats_pixels() -> None:
-    assert fitted([[7, 9]], [1, 2, 4]) == [[[7, 7, 9, 9], [7, 7, 9, 9]]]
+def test_no_pixel_is_passed_over() -> None:
+    for place in range(40):
+        pixels = np.zeros((40, 40), dtype=np.uint8)
+        pixels[place, place] = 255
+        assert fit_picture(picture(pixels), [1, 8, 8], Fit.pad).any()
+
+
+def test_enlarging_blends_neighbors() -> None:
+    assert fitted([[0, 80]], [1, 2, 4]) == [[[0, 20, 60, 80]] * 2]
 
 
 @pytest.mark.parametrize(
     ("fit", "expected"),
     [
-        (Fit.pad, [[0, 0, 0, 0], [40, 60, 80, 100], [40, 60, 80, 100], [0, 0, 0, 0]]),
+        (Fit.pad, [[0, 0, 0, 0], [40, 48, 96, 104], [40, 48, 96, 104], [0, 0, 0, 0]]),
         (Fit.crop, [[50, 50, 90, 90]] * 4),
-        (Fit.stretch, [[40, 60, 80, 100]] * 4),
+        (Fit.stretch, [[40, 48, 96, 104]] * 4),
     ],
 )
 def test_another_aspect(fit: Fit, expected: list[list[int]]) -> None:
-    wide = np.repeat([[40, 40, 60, 60, 80, 80, 100, 100]], 4, axis=0)
+    wide = np.repeat([[40] * 4 + [104] * 4], 4, axis=0)
     if fit is Fit.crop:
         wide = np.repeat([[0, 0, 50, 50, 90, 90, 0, 0]], 4, axis=0)
     assert fitted(wide, [1, 4, 4], fit) == [expected]

@@ -30,6 +30,7 @@ def test_mnist_is_the_original(mnist_root: Path) -> None:
 def test_torchvision_reads_what_was_unpacked(mnist_root: Path) -> None:
     from torchvision.datasets import MNIST
 
+    mnist.MNIST(str(mnist_root), train=False)  # torchvision looks for both parts
     ours, theirs = mnist.MNIST(str(mnist_root)), MNIST(str(mnist_root), download=False)
     assert torch.equal(ours.data, theirs.data)
     assert torch.equal(ours.targets, theirs.targets)

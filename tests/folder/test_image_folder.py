@@ -6,20 +6,24 @@ import resource
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from dist_mnist.config.data_schema import Fit
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.mapped import Samples
 from dist_mnist.data.splits import DataSplits, load_part, load_splits
-from dist_mnist.folder import decode_worker, decoding
-from dist_mnist.folder.decode_worker import Job, Problem, Rows
+from dist_mnist.folder import decoding
+from dist_mnist.folder.decoding import Problem, decode_all, decode_picture
 from tests.support.configs import make_config
 from tests.support.picture_folders import FOLDER_DATA, write_digits, write_flat
 
@@ -43,7 +47,7 @@ def two_parts(root: Path) -> torch.Tensor:
 def test_files_keep_their_order(tmp_path: Path) -> None:
     images = two_parts(tmp_path)
     part, classes = everything(tmp_path)
-    assert torch.equal(part.images[:, 0], images)
+    assert torch.equal(part.resident().images[:, 0], images)
     assert part.labels.tolist() == [1, 0, 1, 1, 0] * 12
     assert classes == ("0", "1")
     assert len(everything(tmp_path, train=False)[0]) == 10
@@ -55,11 +59,11 @@ def test_one_tree_is_split(tmp_path: Path) -> None:
     sizes = [part.labels.bincount().tolist() for part in (splits.test, splits.validation)]
     assert sizes == [[12, 6], [5, 2]]
     parts = (splits.train, splits.validation, splits.test)
-    seen = {image.numpy().tobytes() for part in parts for image in part.images}
+    seen = {image.numpy().tobytes() for part in parts for image in part.resident().images}
     assert len(seen) == sum(map(len, parts)) == 90
     other = load(tmp_path, "seed=3")
-    assert torch.equal(other.test.images, splits.test.images)
-    assert not torch.equal(other.validation.images, splits.validation.images)
+    assert torch.equal(other.test.resident().images, splits.test.resident().images)
+    assert not torch.equal(other.validation.resident().images, splits.validation.resident().images)
     assert len(load(tmp_path, "data.test_size=30").test) == 30
 
 
@@ -102,7 +106,7 @@ def test_modes(tmp_path: Path, name: str, mode: str, color: object, expected: li
     for folder in ("train/a", "train/b", "test/a"):
         write_flat(tmp_path / folder / name, color, mode)
     part, _ = everything(tmp_path, "data.image_shape=[3,6,8]")
-    found = part.images[0].flatten(1)
+    found = part.resident().images[0].flatten(1)
     assert (found - torch.tensor(expected).unsqueeze(1)).abs().max() <= 3  # WebP is not exact
 
 
@@ -114,7 +118,7 @@ def test_transparent_pixels_hide_their_color(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         for number in range(2):
             Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
-    image = everything(tmp_path, "data.image_shape=[3,8,8]")[0].images[0]
+    image = everything(tmp_path, "data.image_shape=[3,8,8]")[0].resident().images[0]
     assert image[:, 4, 4].tolist() == [200, 0, 0]
     assert image[:, 0, 0].tolist() == [255, 255, 255]
 
@@ -127,7 +131,7 @@ def test_pictures_lie_upright(tmp_path: Path) -> None:
     for folder in ("train/a", "train/b", "test/a"):
         (tmp_path / folder).mkdir(parents=True)
         left_white.save(tmp_path / folder / "x.jpg", exif=exif, quality=100)
-    image = everything(tmp_path, "data.image_shape=[1,8,8]")[0].images[0, 0].float()
+    image = everything(tmp_path, "data.image_shape=[1,8,8]")[0].resident().images[0, 0].float()
     assert image[:4].mean() > 250
     assert image[4:].mean() < 5
 
@@ -174,7 +178,7 @@ def test_links_out_of_the_folder_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ([], "has no pictures to learn from"),
         (["x.png"], "has no pictures to learn from"),
@@ -182,15 +186,15 @@ def test_links_out_of_the_folder_are_left_out(tmp_path: Path) -> None:
         (["train/a/x.png", "train/b/x.png", "test/c/x.png"], "classes that it has no training"),
     ],
 )
-def test_folders_that_cannot_be_used(tmp_path: Path, files: list[str], told: str) -> None:
+def test_folders_that_cannot_be_used(tmp_path: Path, files: list[str], message: str) -> None:
     for name in files:
         write_flat(tmp_path / name, (1, 1, 1))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         load(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("data.image_shape=[2,28,28]", r"data.image_shape=\[2, 28, 28\] does not suit"),
         ("data.test_size=0.001", "data.test_size=0.001 makes 0 of the 40"),
@@ -198,9 +202,9 @@ def test_folders_that_cannot_be_used(tmp_path: Path, files: list[str], told: str
         ("data.root=/nowhere", "data.root=/nowhere is not a folder"),
     ],
 )
-def test_options_that_do_not_fit(tmp_path: Path, override: str, told: str) -> None:
+def test_options_that_do_not_fit(tmp_path: Path, override: str, message: str) -> None:
     write_digits(tmp_path, [0, 1] * 20)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         load(tmp_path, override)
 
 
@@ -210,61 +214,57 @@ def test_thousands_of_classes(tmp_path: Path) -> None:
     write_flat(tmp_path / "test" / "c7" / "1.png", 7, "L", (4, 4))
     splits = load(tmp_path, "data.validation_size=0", "data.image_shape=[1,4,4]")
     assert len(splits.classes) == 2000
-    values = splits.train.images[:, 0, 0, 0].tolist()
+    values = splits.train.resident().images[:, 0, 0, 0].tolist()
     names = [int(splits.classes[label][1:]) % 256 for label in splits.train.labels.tolist()]
     assert values == names
     assert splits.classes[int(splits.test.labels)] == "c7"
 
 
-def decoded_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record the pictures that are decoded in this process."""
-    seen: list[str] = []
-    decode = decode_worker.decode
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the pictures that are decoded, by their place in the folder."""
+    paths: list[str] = []
 
-    def counting(job: Job, rows: Rows) -> list[Problem | None]:
-        seen.extend(path for _, path in rows)
-        return decode(job, rows)
+    def recording(path: Path, *options: Any) -> NDArray[np.uint8] | Problem:
+        paths.append("/".join(path.parts[-3:]))
+        return decode_picture(path, *options)
 
-    monkeypatch.setattr(decoding, "decode", counting)
-    return seen
+    monkeypatch.setattr(decoding, "decode_picture", recording)
+    return paths
 
 
-def test_only_what_changed_is_decoded_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_changed_is_decoded_again(tmp_path: Path, decoded: list[str]) -> None:
     two_parts(tmp_path)
-    seen = decoded_in(monkeypatch)
-    first, _ = everything(tmp_path)
-    assert len(seen) == 60
-    again, _ = everything(tmp_path)
-    assert len(seen) == 60
-    assert torch.equal(again.images, first.images)
+    first = everything(tmp_path)[0].resident().images
+    assert len(decoded) == len(set(decoded)) == 60
+    assert torch.equal(everything(tmp_path)[0].resident().images, first)
+    assert len(decoded) == 60
     changed = tmp_path / "train" / "0" / "1.png"
     write_flat(changed, 200, "L", (28, 28))
     (tmp_path / "train" / "1" / "0.png").unlink()
     part, _ = everything(tmp_path)
-    assert seen[60:] == ["train/0/1.png"]
+    assert decoded[60:] == ["train/0/1.png"]
     assert len(part) == 59
-    assert int(part.images[0].min()) == 200
-    assert torch.equal(part.images[1:], first.images[2:])
+    assert int(part.resident().images[0].min()) == 200
+    assert torch.equal(part.resident().images[1:], first[2:])
 
 
 def test_decoding_that_was_cut_off_continues(
-    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_cache: Path, decoded: list[str]
 ) -> None:
     images = two_parts(tmp_path)
     everything(tmp_path)
+    decoded.clear()
     (index,) = own_cache.rglob("index.jsonl")
     lines = index.read_bytes().splitlines(keepends=True)
     index.write_bytes(b"".join(lines[:21]) + lines[21][:9])  # killed while it wrote a line
-    seen = decoded_in(monkeypatch)
     part, _ = everything(tmp_path)
-    assert len(seen) == 40
-    assert torch.equal(part.images[:, 0], images)
+    assert len(decoded) == 40
+    assert torch.equal(part.resident().images[:, 0], images)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "gone", "no index"])
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, own_cache: Path, damage: str) -> None:
+def test_a_damaged_cache_is_replaced(tmp_path: Path, own_cache: Path, damage: str) -> None:
     images = two_parts(tmp_path)
     everything(tmp_path)
     (pixels,) = own_cache.rglob("pixels")
@@ -272,15 +272,27 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, own_cache: Path, damage: s
         os.truncate(pixels, 5000)
     else:
         (pixels if damage == "gone" else pixels.with_name("index.jsonl")).unlink()
-    assert torch.equal(everything(tmp_path)[0].images[:, 0], images)
+    assert torch.equal(everything(tmp_path)[0].resident().images[:, 0], images)
 
 
-def test_many_pictures_go_to_other_processes(tmp_path: Path) -> None:
+def test_many_pictures_and_a_broken_one(tmp_path: Path, decoded: list[str]) -> None:
     images = write_digits(tmp_path / "train", [0, 1] * 150)
     write_digits(tmp_path / "test", [0, 1])
     (tmp_path / "train" / "0" / "broken.png").write_text("no")
     part, _ = everything(tmp_path, "data.broken=skip")
-    assert torch.equal(part.images[:, 0], images)
+    assert torch.equal(part.resident().images[:, 0], images)
+    assert len(decoded) == len(set(decoded)) == 301
+
+
+def test_an_interrupted_decode_ends_its_threads(tmp_path: Path, decoded: list[str]) -> None:
+    write_digits(tmp_path, [0, 1] * 500)
+    with (tmp_path / "pixels").open("wb") as pixels:
+        rows = [(number, f"{number % 2}/{number}.png") for number in range(1000)]
+        decoding = decode_all(tmp_path, rows, [1, 28, 28], Fit.pad, pixels.fileno())
+        next(decoding)
+        decoding.close()
+    assert not [thread for thread in threading.enumerate() if "decoding" in thread.name]
+    assert len(decoded) < 1000
 
 
 @pytest.fixture
@@ -292,9 +304,8 @@ def little_space() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("count", [100, 300])  # decoded in this process, and in others
-def test_a_full_disk_is_told(tmp_path: Path, count: int, little_space: None) -> None:
-    write_digits(tmp_path / "train", [0, 1] * (count // 2))
+def test_a_full_disk_is_reported(tmp_path: Path, little_space: None) -> None:
+    write_digits(tmp_path / "train", [0, 1] * 50)
     write_digits(tmp_path / "test", [0, 1])
     with pytest.raises(InputError, match=r"cannot be written.*XDG_CACHE_HOME"):
         everything(tmp_path)

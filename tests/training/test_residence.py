@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.data.images import Batch
 from dist_mnist.data.mapped import MappedImages
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.world import World
@@ -76,7 +75,7 @@ def test_processes_share_one_file(small_root: Path, own_cache: Path) -> None:
         path for path in (own_cache / "dist_mnist" / "shared").iterdir() if path.stat().st_size
     ]
     assert len(files) == 2  # training and test
-    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.resident().images, second.resident().images)
     with Path("/proc/self/maps").open() as maps:
         mapped = {line.split()[1] for line in maps if str(own_cache) in line}
     assert mapped == {"r--s"}
@@ -86,25 +85,18 @@ def test_batches_are_read_ahead(small_root: Path, own_cache: Path) -> None:
     train = host_samples(small_root)
     asked: list[int] = []
 
-    def batches() -> "list[Batch]":
-        return [Batch(places, 20) for places in torch.arange(len(train)).split(20)]
-
-    def asking() -> object:
-        for number, batch in enumerate(batches()):
+    def shares() -> Iterator[tuple[torch.Tensor, int]]:
+        for number, places in enumerate(torch.arange(len(train)).split(20)):
             asked.append(number)
-            yield batch
+            yield places, 20
 
-    delivered = train.with_margin(1).deliver(asking())  # type: ignore[arg-type]
+    delivered = train.with_margin(1).deliver(shares())
     first = next(delivered)
     assert asked == [0, 1, 2]
-    assert first.samples is not None
-    assert torch.equal(first.samples.images, train.images[:20])
+    assert torch.equal(first.samples.images, train.block(slice(20))[0])
     assert first.samples.padded.shape[-1] == 30
-    assert torch.cat([first.samples.labels, *_labels(delivered)]).tolist() == train.labels.tolist()
-
-
-def _labels(batches: object) -> list[torch.Tensor]:
-    return [batch.samples.labels for batch in batches]  # type: ignore[attr-defined]
+    labels = torch.cat([batch.samples.labels for batch in (first, *delivered)])
+    assert torch.equal(labels, train.labels)
 
 
 @pytest.mark.usefixtures("own_cache")
