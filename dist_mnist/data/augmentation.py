@@ -97,8 +97,8 @@ def window(
     if padded.device.type != "cpu":
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         return windows[indices, :, down, right]
-    # A move is only an offset in memory, so an image is a copy of one contiguous stretch, which on a
-    # CPU is several times faster than indexing its pixels.
+    # A move is only an offset in memory, so an image is a copy of one contiguous stretch; on a CPU
+    # that is several times faster than indexing its pixels.
     image, channel, row, _ = padded.stride()
     starts = indices * image + down * row + right
     stretch = image - 2 * margin * row - 2 * margin
