@@ -38,21 +38,13 @@ UNSEEN = {"_target_": "dist_mnist.data.qmnist.QMNIST", "what": "test50k"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint, ready to be scored on the test set of its data.
+    """A checkpoint, ready to be scored on the test set of its data."""
 
-    Attributes:
-        classifier: With its network on the device of this process.
-        loss: The one it was trained with; returns one value per sample.
-        data: The data set of its test set.
-        test: The test set, on the same device.
-        batch_size: The samples of one forward pass.
-    """
-
-    classifier: Classifier
-    loss: nn.Module
-    data: DataConfig
-    test: Samples
-    batch_size: int
+    classifier: Classifier  # with its network on the device of this process
+    loss: nn.Module  # the one it was trained with; returns one value per sample
+    data: DataConfig  # the data set of its test set
+    test: Samples  # the test set, on the same device
+    batch_size: int  # the samples of one forward pass
 
     def evaluate(self, world: World) -> Evaluation:
         """Score the network; every rank must call it."""
@@ -101,9 +93,7 @@ def load_candidate(
     """Load a checkpoint and the test set of its data; every rank must call it.
 
     Args:
-        path: The checkpoint file.
         changes: Changes to the config it was trained with, nested like the config.
-        world: This process.
         earlier: Candidates whose test set is shared if it is of the same data.
 
     Raises:

@@ -122,17 +122,11 @@ class ReportConfig:
 
 
 class Command(NamedTuple):
-    """A command: `conf/<name>.yaml` composes its config, `commands/<name>.py` runs it.
+    """A command: `conf/<name>.yaml` composes its config, `commands/<name>.py` runs it."""
 
-    Attributes:
-        schema: The dataclass of its config.
-        summary: What it does, for `--help`.
-        words: The list in its config that takes words without `=`, as in `report RUN RUN`.
-    """
-
-    schema: type
-    summary: str
-    words: str | None = None
+    schema: type  # the dataclass of its config
+    summary: str  # for `--help`
+    words: str | None = None  # the key that takes words without `=`, as in `report RUN RUN`
 
 
 COMMANDS = {

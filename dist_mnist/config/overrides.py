@@ -77,11 +77,6 @@ def in_home(path: str) -> str:
 def checked_path(key: str, path: P, rule: str) -> P:
     """Return the path in a key, with the home folder for a leading `~`.
 
-    Args:
-        key: The key, for the message.
-        path: Its value; None for no path.
-        rule: The advice if it is blank.
-
     Raises:
         InputError: It is blank, for example because a shell variable is not set.
     """

@@ -13,9 +13,6 @@ def draw_bars(counts: Sequence[int], classes: Sequence[str]) -> str:
     """Return the class balance as text: a line with a bar for each class.
 
     Of many classes, only the largest and the smallest ones are shown, the largest first.
-
-    Args:
-        counts: The samples of each class, in the order of `classes`.
     """
     rows = [*zip(classes, counts, strict=True)]
     hidden: list[tuple[str, int]] = []

@@ -12,15 +12,10 @@ PIXELS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class Normalization:
-    """Turns uint8 images into float32 ones: (pixel / 255 - mean) / std, on their own device.
+    """Turns uint8 images into float32 ones: (pixel / 255 - mean) / std, on their own device."""
 
-    Attributes:
-        mean: Of all training pixels, on a scale from 0 to 1; 0 to leave them in that range.
-        std: Their standard deviation on the same scale; 1 to leave them in that range.
-    """
-
-    mean: float
-    std: float
+    mean: float  # of all training pixels, on a scale from 0 to 1; 0 to leave them in that range
+    std: float  # their standard deviation on the same scale; 1 to leave them in that range
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 images of any shape to float32 of the same shape, in one operation."""
@@ -54,17 +49,11 @@ def normalization_of(counts: torch.Tensor) -> Normalization:
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a global batch.
+    """One rank's share of a global batch."""
 
-    Attributes:
-        indices: int64 of shape (share,), places in `samples`; the share may be empty.
-        size: The number of samples in the global batch, over all ranks.
-        samples: The samples it is a share of, on the device that computes.
-    """
-
-    indices: torch.Tensor
-    size: int
-    samples: "ImageTensors"
+    indices: torch.Tensor  # int64 of shape (share,), places in `samples`; the share may be empty
+    size: int  # the number of samples in the global batch, over all ranks
+    samples: "ImageTensors"  # the samples it is a share of, on the device that computes
 
 
 class ImageTensors:

@@ -23,36 +23,22 @@ CPU = torch.device("cpu")
 
 
 class PixelSums(NamedTuple):
-    """Sums over all pixels of a set.
+    """Sums over all pixels of a set."""
 
-    Attributes:
-        checksum: The CRC-32 of all images.
-        counts: The number of pixels of each of the 256 values.
-    """
-
-    checksum: int
-    counts: list[int]
+    checksum: int  # the CRC-32 of all images
+    counts: list[int]  # the number of pixels of each of the 256 values
 
 
 @dataclass
 class MappedImages:
-    """Images in a file and labels in memory; an int64 tensor of B indices gives a whole batch.
+    """Images in a file and labels in memory; an int64 tensor of B indices gives a whole batch."""
 
-    Attributes:
-        stored: uint8 of shape (rows, C, H, W), mapped; it must not be written to.
-        rows: int64 of shape (N,), the row of each sample.
-        labels: int64 of shape (N,).
-        device: Where `block` and `deliver` bring the samples.
-        margin: Black pixels around each image when it is delivered.
-        sums: The sums over all pixels; None before they are computed.
-    """
-
-    stored: torch.Tensor
-    rows: torch.Tensor
-    labels: torch.Tensor
-    device: torch.device = CPU
-    margin: int = 0
-    sums: PixelSums | None = field(default=None, repr=False)
+    stored: torch.Tensor  # uint8 of shape (rows, C, H, W), mapped; it must not be written to
+    rows: torch.Tensor  # int64 of shape (N,), the row of each sample
+    labels: torch.Tensor  # int64 of shape (N,)
+    device: torch.device = CPU  # where `block` and `deliver` bring the samples
+    margin: int = 0  # black pixels around each image when it is delivered
+    sums: PixelSums | None = field(default=None, repr=False)  # None before they are computed
 
     def __len__(self) -> int:
         return len(self.labels)

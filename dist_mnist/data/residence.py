@@ -37,8 +37,6 @@ def stays_on_host(residence: Residence, samples: Samples, world: World | None) -
     """Return whether samples stay on the host: by the config, or because they do not fit.
 
     Args:
-        residence: As in the config.
-        samples: The largest set of the run.
         world: None for a single process on the CPU.
     """
     if residence is not Residence.auto or world is None:
@@ -96,9 +94,6 @@ def _of_the_groups() -> Iterator[float]:
 
 def load_shared(load: Callable[[], Samples]) -> MappedImages:
     """Load samples, one process after the other, so that a machine holds at most two copies.
-
-    Args:
-        load: Returns the samples, in memory or mapped already.
 
     Raises:
         InputError: The file for them cannot be written.

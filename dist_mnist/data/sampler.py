@@ -16,17 +16,12 @@ from dist_mnist.distributed.world import World
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The sizes of an epoch and of its global batches.
+    """The sizes of an epoch and of its global batches."""
 
-    Attributes:
-        size: The number of samples.
-        global_batch_size: The number of samples in a batch; the last batch may be smaller.
-        labels: Of all samples, int64 of shape (size,) on the CPU, to draw from each class equally
-            often; None to see every sample once.
-    """
-
-    size: int
-    global_batch_size: int
+    size: int  # the number of samples
+    global_batch_size: int  # the number of samples in a batch; the last batch may be smaller
+    # int64 of shape (size,) on the CPU, to draw from each class equally often; None to see every
+    # sample once.
     labels: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -52,18 +47,13 @@ class DistributedBatchSampler:
     No sample is padded, repeated or dropped, unless classes are balanced. Every process yields the
     same number of shares. Their sizes differ by at most one; in a small last batch, a share may be
     empty.
-
-    Attributes:
-        seed: The run's seed.
-        epoch: From 0; each epoch has a different order.
-        first_batch: The first batch to yield, for a run that continues in the middle of an epoch.
     """
 
     order: EpochOrder
     world: World
     seed: int
-    epoch: int
-    first_batch: int = 0
+    epoch: int  # from 0; each epoch has a different order
+    first_batch: int = 0  # above 0 in a run that continues in the middle of an epoch
 
     def __len__(self) -> int:
         return len(self.order) - self.first_batch

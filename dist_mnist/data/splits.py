@@ -24,23 +24,14 @@ from dist_mnist.distributed.world import World
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The parts of a data set, its normalization, classes and fingerprint.
-
-    Attributes:
-        train: The samples to train on.
-        validation: Samples held out of the training files, which decide every choice; may be empty.
-        test: The samples that are used once, at the end.
-        normalization: Of the training files, including the validation part.
-        classes: The names of the classes, in the order of the labels.
-        fingerprint: The number of samples in the files and a checksum of them, by name.
-    """
+    """The parts of a data set, its normalization, classes and fingerprint."""
 
     train: Samples
-    validation: Samples
-    test: Samples
-    normalization: Normalization
-    classes: tuple[str, ...]
-    fingerprint: dict[str, int]
+    validation: Samples  # held out of the training files; decides every choice; may be empty
+    test: Samples  # used once, at the end
+    normalization: Normalization  # of the training files, including the validation part
+    classes: tuple[str, ...]  # their names, in the order of the labels
+    fingerprint: dict[str, int]  # the numbers and checksums of the samples, by name
 
     @property
     def class_counts(self) -> list[int]:

@@ -29,15 +29,10 @@ OVERLAP, TWIN_OVERLAP = 0.4, 0.7  # of the narrower one's width; the latter for 
 
 
 class Digit(NamedTuple):
-    """A digit in a picture.
+    """A digit in a picture."""
 
-    Attributes:
-        image: Like MNIST's, uint8 of shape (28, 28), white on black.
-        box: Its left, top, right and bottom edge, in pixels of the upright picture.
-    """
-
-    image: torch.Tensor
-    box: Box
+    image: torch.Tensor  # like MNIST's, uint8 of shape (28, 28), white on black
+    box: Box  # its left, top, right and bottom edge, in pixels of the upright picture
 
 
 class _Part(NamedTuple):

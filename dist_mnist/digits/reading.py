@@ -17,29 +17,19 @@ SIDE = 28
 
 @dataclass(frozen=True)
 class Reading:
-    """The digits of a picture as a network reads them.
+    """The digits of a picture as a network reads them."""
 
-    Attributes:
-        label: The class names of all digits, from left to right; None without a digit.
-        confidence: The probability that all of them are right; None without a digit.
-        digits: The network's input.
-        labels: The class name of each digit.
-        confidences: The probability of each label.
-    """
-
-    label: str | None
-    confidence: float | None
-    digits: tuple[Digit, ...]
-    labels: tuple[str, ...]
-    confidences: tuple[float, ...]
+    label: str | None  # the class names of all digits, from left to right; None without a digit
+    confidence: float | None  # the probability that all of them are right; None without a digit
+    digits: tuple[Digit, ...]  # the network's input
+    labels: tuple[str, ...]  # the class name of each digit
+    confidences: tuple[float, ...]  # the probability of each label
 
 
 def read(classifier: Classifier, picture: Image.Image, plain: bool = False) -> Reading:
     """Read the digits in a picture.
 
     Args:
-        classifier: See `check_reads_pictures`.
-        picture: In RGB and upright, as `read_picture` returns it.
         plain: Skip the search: the whole picture is one image.
     """
     digits = find_images(classifier, picture, plain)
@@ -57,11 +47,6 @@ def find_images(classifier: Classifier, picture: Image.Image, plain: bool = Fals
 
     A network that was trained on a folder of pictures gets the whole picture, resized as those
     were; then the image is uint8 of shape (C, H, W).
-
-    Args:
-        classifier: See `check_reads_pictures`.
-        picture: In RGB and upright.
-        plain: As for `read`.
     """
     if classifier.fit is not None:
         return [Digit(classifier.fitted(picture), (0, 0, *picture.size))]

@@ -14,17 +14,11 @@ BACKGROUND, INK, QUIET, FRAME = "white", "black", "#666666", "#d1682b"
 
 
 class Seen(NamedTuple):
-    """One image as the network saw it, and its answer.
+    """One image as the network saw it, and its answer."""
 
-    Attributes:
-        image: The network's input.
-        box: Its left, top, right and bottom edge, in pixels of the picture.
-        answer: A line to write below it.
-    """
-
-    image: Image.Image
-    box: tuple[int, int, int, int]
-    answer: str
+    image: Image.Image  # the network's input
+    box: tuple[int, int, int, int]  # its left, top, right and bottom edge, in pixels of the picture
+    answer: str  # a line to write below it
 
 
 class Row(NamedTuple):

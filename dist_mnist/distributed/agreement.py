@@ -21,10 +21,6 @@ DIGEST_BITS = 52  # a float64 holds such a number exactly
 def require_same(world: World, facts: Mapping[str, Any]) -> None:
     """Compare facts over all ranks; every rank must call it. If they agree, it is one message.
 
-    Args:
-        world: This process.
-        facts: Names and plain values, flat or nested.
-
     Raises:
         InputError: A rank differs from rank 0; the message names the fact and both values.
     """

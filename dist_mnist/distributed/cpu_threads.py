@@ -33,7 +33,6 @@ def choose_threads(local_size: int, work: float | None = None) -> int:
     cores, and none uses more threads than its work can keep busy.
 
     Args:
-        local_size: The number of processes on this machine.
         work: Multiply-adds of the forward pass in one step of this process; None for no limit.
     """
     chosen = chosen_by_user(local_size)

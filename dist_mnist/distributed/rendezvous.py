@@ -37,10 +37,6 @@ GROUP_PATIENCE_SECONDS = 60
 def join_group(world: World, timeout_seconds: int) -> None:
     """Wait for all processes, set up the process group and start the watchdog.
 
-    Args:
-        world: Of a size above 1.
-        timeout_seconds: How long to wait for another process, now and later.
-
     Raises:
         InputError: Other processes did not come, or cannot be reached.
     """

@@ -36,7 +36,6 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
 
     Args:
         device: auto, cpu, cuda, mps or xpu.
-        timeout_seconds: How long a process waits for the others before it gives up.
 
     Raises:
         InputError: There is no such device, or there are too few, or other processes did not join.

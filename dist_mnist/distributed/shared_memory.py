@@ -49,7 +49,6 @@ class SharedMemorySum:
         size: The number of processes, all on this machine.
         name: The same on every rank, and unique on this machine.
         capacity: The size of the largest tensor in bytes.
-        timeout_seconds: How long to wait for another rank.
 
     Raises:
         LostRankError: Another rank did not connect.

@@ -43,19 +43,12 @@ NAMES = {
 
 
 class Position(NamedTuple):
-    """A position in the run.
+    """A position in the run."""
 
-    Attributes:
-        step: The optimizer step in progress, from 1, or the last one done.
-        phase: The place within that step; every rank passes through the same ones.
-        since: When it was entered, in seconds of the monotonic clock; None if no rank waits here.
-        activity: Work that only this rank does here; "" for none.
-    """
-
-    step: int
-    phase: Phase
-    since: float | None
-    activity: str = ""
+    step: int  # the optimizer step in progress, from 1, or the last one done
+    phase: Phase  # the place within that step; every rank passes through the same ones
+    since: float | None  # when it was entered, on the monotonic clock; None if no rank waits here
+    activity: str = ""  # work that only this rank does here
 
     @property
     def name(self) -> str:

@@ -16,21 +16,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """One process's place among all processes of the run.
+    """One process's place among all processes of the run."""
 
-    Attributes:
-        rank: This process, from 0 to size - 1.
-        local_rank: This process among those on the same machine.
-        size: The number of processes (torchrun's WORLD_SIZE).
-        local_size: The number of processes on this machine.
-        device: The device of this process.
-    """
-
-    rank: int
-    local_rank: int
-    size: int
-    local_size: int
-    device: torch.device
+    rank: int  # this process, from 0 to size - 1
+    local_rank: int  # this process among those on the same machine
+    size: int  # the number of processes (torchrun's WORLD_SIZE)
+    local_size: int  # the number of processes on this machine
+    device: torch.device  # the device of this process
 
     @property
     def is_main(self) -> bool:

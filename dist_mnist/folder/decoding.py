@@ -48,7 +48,6 @@ def decode_all(
     Close the generator to stop its threads; each finishes the picture that it is decoding.
 
     Args:
-        root: The folder of the pictures.
         rows: The row of each picture in the file, and its path below the folder.
         image_shape: Channels (1 or 3), height and width of a row.
         fit: The treatment of a picture of another aspect.

@@ -17,17 +17,11 @@ TEST_TREES = ("test", "val", "valid", "validation")
 
 
 class PictureFile(NamedTuple):
-    """A picture, with the size and time that reveal a change.
+    """A picture, with the size and time that reveal a change."""
 
-    Attributes:
-        path: Below the folder, with slashes.
-        size: In bytes.
-        changed: The time of the last change, in nanoseconds.
-    """
-
-    path: str
-    size: int
-    changed: int
+    path: str  # below the folder, with slashes
+    size: int  # in bytes
+    changed: int  # the time of the last change, in nanoseconds
 
 
 Classes = dict[str, list[PictureFile]]

@@ -40,8 +40,6 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     the same share of each class becomes the test set.
 
     Args:
-        root: The folder.
-        train: Which part.
         download: Has no effect.
         image_shape: Channels (1 or 3), height and width of all pictures.
         fit: The treatment of a picture of another aspect: pad, crop or stretch.

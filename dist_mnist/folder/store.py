@@ -36,19 +36,12 @@ Entries = dict[PictureFile, int | str]
 
 
 class Stored(NamedTuple):
-    """The pictures of a folder as they are stored.
+    """The pictures of a folder in the store."""
 
-    Attributes:
-        folder: Where they are.
-        pixels: uint8 of shape (rows, C, H, W), mapped; it must not be written to.
-        rows: int64 of shape (N,), the row of each picture in `pixels`; -1 if it is broken.
-        problems: The reason why a picture is broken, by path.
-    """
-
-    folder: Path
-    pixels: torch.Tensor
-    rows: torch.Tensor
-    problems: dict[str, str]
+    folder: Path  # the store
+    pixels: torch.Tensor  # uint8 of shape (rows, C, H, W), mapped; it must not be written to
+    rows: torch.Tensor  # int64 of shape (N,), the row of each picture; -1 if it is broken
+    problems: dict[str, str]  # why a picture is broken, by path
 
 
 def store_pictures(
@@ -59,9 +52,7 @@ def store_pictures(
     Many processes may call it at once: one decodes, and the others wait.
 
     Args:
-        root: The folder of the pictures.
         part: The tree below it, which has its own store.
-        files: The pictures.
         image_shape: Channels (1 or 3), height and width of all pictures.
         fit: The treatment of a picture of another aspect.
 

@@ -24,23 +24,14 @@ SHIPPED = Path(__file__).with_name("shipped.safetensors")  # made by `python -m 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network and its preprocessing: uint8 images in, probabilities out.
+    """A network and its preprocessing: uint8 images in, probabilities out."""
 
-    Attributes:
-        model: The bare network, on the device where it computes.
-        normalization: The one it was trained with.
-        dtype: The dtype of its forward pass.
-        classes: The names of the classes, in the order of the outputs.
-        image_shape: Channels, height and width of its images, if it was loaded.
-        fit: How a picture of another aspect is fitted, if it was trained on a folder of pictures.
-    """
-
-    model: nn.Module
-    normalization: Normalization
-    dtype: torch.dtype
-    classes: tuple[str, ...]
-    image_shape: tuple[int, ...] = ()
-    fit: Fit | None = None
+    model: nn.Module  # the bare network, on the device where it computes
+    normalization: Normalization  # the one it was trained with
+    dtype: torch.dtype  # of the forward pass
+    classes: tuple[str, ...]  # their names, in the order of the outputs
+    image_shape: tuple[int, ...] = ()  # channels, height and width, if it was loaded
+    fit: Fit | None = None  # how pictures are fitted, if it was trained on a folder of pictures
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 images (B, C, H, W) on the network's device to float32 logits (B, classes).

@@ -19,16 +19,10 @@ WEIGHTED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 class Findings(NamedTuple):
-    """The findings of a dry run.
+    """The findings of a dry run."""
 
-    Attributes:
-        multiply_adds: Multiply-adds of a forward pass for one image, in the layers with weights;
-            each weight is used at least once.
-        unused: The names of the parameters that got no gradient.
-    """
-
-    multiply_adds: int
-    unused: tuple[str, ...]
+    multiply_adds: int  # of a forward pass for one image; at least one for each weight
+    unused: tuple[str, ...]  # the names of the parameters that got no gradient
 
 
 def dry_run(model: nn.Module, data: DataConfig) -> Findings:

@@ -17,7 +17,6 @@ class CrossEntropy(nn.Module):
     smoothed targets takes 6, which are fewer launches on a GPU.
 
     Args:
-        num_classes: The number of outputs.
         label_smoothing: The share of each target that is spread over all classes, from 0 to 1
             (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567).
     """

@@ -12,7 +12,6 @@ class MLP(nn.Module):
 
     Args:
         image_shape: Channels, height and width.
-        num_classes: The number of outputs.
         hidden_sizes: The width of each hidden layer.
         dropout: The fraction of hidden values that training sets to zero.
         log_probabilities: Whether to end in log-softmax, as networks for the NLL loss do.
@@ -51,7 +50,6 @@ class ConvNet(nn.Module):
 
     Args:
         image_shape: Channels, height and width.
-        num_classes: The number of outputs.
         channels: Output channels of each convolution.
         kernel_sizes: The width and height of each convolution's kernel.
         strides: The stride of each convolution; None for 1 everywhere.
@@ -130,7 +128,6 @@ class ResNet(nn.Module):
 
     Args:
         image_shape: Channels, height and width.
-        num_classes: The number of outputs.
         channels: Output channels of each stage.
         blocks_per_stage: Residual blocks in each stage.
         dropout: The fraction of features that training sets to zero before the linear layer.

@@ -23,19 +23,12 @@ STATE_DICT_KEYS = ("model", "state_dict")
 
 
 class Transferred(NamedTuple):
-    """The names of the tensors in two state dicts, grouped by their treatment.
+    """The names of the tensors in two state dicts, grouped by their treatment."""
 
-    Attributes:
-        taken: In both, with the same shape.
-        new: In this network alone; initialized.
-        unfit: In both, with different shapes; initialized.
-        left_out: In the other network alone.
-    """
-
-    taken: list[str]
-    new: list[str]
-    unfit: list[str]
-    left_out: list[str]
+    taken: list[str]  # in both, with the same shape
+    new: list[str]  # in this network alone; initialized
+    unfit: list[str]  # in both, with different shapes; initialized
+    left_out: list[str]  # in the other network alone
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -195,10 +188,6 @@ def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
 def take_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Transferred:
     """Copy the tensors whose name and shape fit into a network.
 
-    Args:
-        model: On any device.
-        weights: The other network's state dict.
-
     Raises:
         InputError: Nothing fits.
     """
@@ -237,14 +226,7 @@ def describe_transfer(
     weights: Mapping[str, torch.Tensor],
     frozen: Sequence[str],
 ) -> str:
-    """Return the treatment of each tensor, in a few lines; a module stands for all of its tensors.
-
-    Args:
-        transferred: From `take_weights`.
-        model: The network that took them.
-        weights: The other network's state dict.
-        frozen: The patterns of frozen parameters.
-    """
+    """Return the treatment of each tensor in a few lines; a module stands for all its tensors."""
     tensors, unfit = _tensors(model), transferred.unfit
     shapes = [f"{n} {list(weights[n].shape)} for {list(tensors[n].shape)}" for n in unfit]
     frozen_new = [name for name in (*transferred.new, *unfit) if matches(name, frozen)]

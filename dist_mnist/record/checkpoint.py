@@ -48,7 +48,6 @@ def save(run_dir: Path, content: dict[str, Any], step: int, is_best: bool, keep:
     Args:
         content: Tensors and plain values, with at least the keys `PARTS`.
         step: The number of optimizer steps done.
-        is_best: Whether to replace best.safetensors too.
         keep: The number of newest `step-<n>.safetensors` to keep.
 
     Raises:

@@ -82,12 +82,7 @@ def percent(value: float | None) -> str:
 
 
 def log_result(test: Mapping[str, Any], seconds: float, place: Path) -> None:
-    """Log the score of a training or an evaluation; the last line is for scripts, too.
-
-    Args:
-        test: Values of a test line in the journal.
-        place: The run directory, or the checkpoint.
-    """
+    """Log the score of a training or an evaluation; the last line is for scripts, too."""
     logger = logging.getLogger(__name__)
     balanced = test.get("test/balanced_accuracy")
     if balanced is not None:

@@ -49,10 +49,6 @@ def lock_run_directory(directory: Path, resume: Resume, timeout_seconds: float) 
 
     Only rank 0 may call this. The system frees the lock when this process ends, however it ends.
 
-    Args:
-        resume: Whether it may, must or must not hold a run already.
-        timeout_seconds: How long ranks wait for each other.
-
     Raises:
         InputError: Another launch is using the directory, it cannot be written, or `resume` does
             not allow what it holds.

@@ -24,11 +24,6 @@ def note_start(run_dir: Path, step: int, description: str, processes: int) -> No
 
     Call it before anything is written to the journal, whose time is the last sign of life of a
     killed start.
-
-    Args:
-        step: The number of optimizer steps done before it.
-        description: The network, the device and the data, in a few lines.
-        processes: The number of ranks.
     """
     _append(
         run_dir,
@@ -49,7 +44,6 @@ def note_end(run_dir: Path, step: int, reason: str) -> None:
     """Add the line of an end.
 
     Args:
-        step: The number of optimizer steps that are saved.
         reason: `finished`, `stopped by SIGNAL`, or the error.
     """
     line = {"event": "end", "time": round(time.time(), 3), "step": step, "reason": reason}

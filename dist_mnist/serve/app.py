@@ -46,7 +46,6 @@ def build_app(checkpoint: str | None, trusted_modules: Sequence[str]) -> ASGIApp
 
     Args:
         checkpoint: As `find_checkpoint` takes it.
-        trusted_modules: Modules of your own that the checkpoint's network may come from.
 
     Raises:
         InputError: The network cannot be loaded, or does not take 28 x 28 gray pixels.

@@ -16,9 +16,6 @@ class CsvFile(Tracker):
     """A row for each line of the journal, a column for each number.
 
     A line may bring new columns, so the whole file is written after every epoch and at the end.
-
-    Args:
-        lines: The journal so far.
     """
 
     def __init__(self, run_dir: Path, lines: Sequence[Line]) -> None:

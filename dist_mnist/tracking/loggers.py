@@ -26,8 +26,6 @@ def start_loggers(
 
     Args:
         run_dir: The run directory, which this process has locked.
-        run_config: The run's config as plain values.
-        lines: The journal so far.
 
     Raises:
         InputError: One of them cannot be used.

@@ -18,11 +18,7 @@ FLUSH_SECONDS = 5  # how far TensorBoard's page is behind the run
 
 
 class TensorBoardRun(Tracker):
-    """An event file in the run directory's `tensorboard/`, which replaces earlier ones.
-
-    Args:
-        lines: The journal so far.
-    """
+    """An event file in the run directory's `tensorboard/`, which replaces earlier ones."""
 
     def __init__(self, run_dir: Path, lines: Sequence[Line]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # not installed everywhere

@@ -93,7 +93,6 @@ class BackgroundTracker(Tracker):
     Args:
         start: Returns the tracker.
         abandon: Releases a tracker that failed or hangs, at the end. It may hang too.
-        name: The tracker's name, for messages.
     """
 
     def __init__(

@@ -99,8 +99,6 @@ def start_tracking(
 
     Args:
         run_dir: The run directory, which this process has locked.
-        run_config: The config that wandb shows.
-        lines: The journal so far.
 
     Raises:
         InputError: WANDB_MODE or WANDB_RUN_ID cannot be used; or, with tracking=online, there is

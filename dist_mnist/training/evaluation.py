@@ -29,19 +29,12 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The prediction for every sample of a set, in the set's order, the same on every rank.
+    """The prediction for every sample of a set, in the set's order, the same on every rank."""
 
-    Attributes:
-        labels: int64 of shape (N,), on the CPU like the others.
-        predictions: int64 of shape (N,).
-        confidences: float32 of shape (N,), the probability of the predicted class.
-        losses: float32 of shape (N,).
-    """
-
-    labels: torch.Tensor
-    predictions: torch.Tensor
-    confidences: torch.Tensor
-    losses: torch.Tensor
+    labels: torch.Tensor  # int64 of shape (N,), on the CPU like the others
+    predictions: torch.Tensor  # int64 of shape (N,)
+    confidences: torch.Tensor  # float32 of shape (N,), the probability of the predicted class
+    losses: torch.Tensor  # float32 of shape (N,)
 
     @property
     def count(self) -> int:

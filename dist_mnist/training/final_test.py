@@ -120,7 +120,6 @@ def draw_test(
     Args:
         folder: Where to make `plots/`.
         samples: The images that were evaluated, on any device.
-        classes: The names of the classes, in the order of the labels.
 
     Raises:
         InputError: The folder cannot be written.

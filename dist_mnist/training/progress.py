@@ -79,25 +79,15 @@ class RunningMetrics:
 
 @dataclass
 class Progress:
-    """The progress of a run; part of every checkpoint.
+    """The progress of a run; part of every checkpoint."""
 
-    Attributes:
-        step: Optimizer steps done.
-        step_lines: Journal lines of steps written.
-        epoch_totals: Train loss and accuracy since the current epoch began.
-        logged_totals: The same at the last step that was logged.
-        epoch_seconds: Time spent training since the current epoch began.
-        best_accuracy: The best validation accuracy of a finished epoch.
-        skipped_steps: Steps that the scaler of float16 gradients has skipped.
-    """
-
-    step: int = 0
-    step_lines: int = 0
-    epoch_totals: Totals = field(default_factory=Totals)
-    logged_totals: Totals = field(default_factory=Totals)
-    epoch_seconds: float = 0.0
-    best_accuracy: float | None = None
-    skipped_steps: int = 0
+    step: int = 0  # optimizer steps done
+    step_lines: int = 0  # journal lines of steps written
+    epoch_totals: Totals = field(default_factory=Totals)  # since the current epoch began
+    logged_totals: Totals = field(default_factory=Totals)  # the same at the last logged step
+    epoch_seconds: float = 0.0  # spent training since the current epoch began
+    best_accuracy: float | None = None  # the best validation accuracy of a finished epoch
+    skipped_steps: int = 0  # by the scaler of float16 gradients
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "Progress":
@@ -124,7 +114,6 @@ def step_line(progress: Progress, epoch: int, learning_rate: float) -> dict[str,
     Args:
         progress: Its totals are those up to this step; it is updated.
         epoch: From 1.
-        learning_rate: The last step's.
     """
     recent = progress.epoch_totals - progress.logged_totals
     progress.logged_totals = progress.epoch_totals
@@ -147,7 +136,6 @@ def epoch_line(
     Args:
         progress: Its totals are those of the epoch.
         epoch: From 1.
-        learning_rate: The last step's.
         validation: The validation score, from `evaluation.journal_values`.
     """
     return {

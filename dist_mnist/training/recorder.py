@@ -24,23 +24,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run: how it was launched, and where it continues.
+    """One start of a run: how it was launched, and where it continues."""
 
-    Attributes:
-        overrides: The overrides on the command line.
-        description: The network, the device and the data, in a few lines.
-        processes: The number of ranks.
-        step: The optimizer steps that are done.
-        finished_epochs: The number of finished epochs.
-        lines: The number of journal lines at that step.
-    """
-
-    overrides: Sequence[str]
-    description: str
-    processes: int
-    step: int
-    finished_epochs: int
-    lines: int
+    overrides: Sequence[str]  # the overrides on the command line
+    description: str  # the network, the device and the data, in a few lines
+    processes: int  # the number of ranks
+    step: int  # the optimizer steps that are done
+    finished_epochs: int  # the number of finished epochs
+    lines: int  # the number of journal lines at that step
 
 
 class Recorder:
@@ -58,10 +49,6 @@ class Recorder:
 
 class RunRecorder(Recorder):
     """Writes to the run directory and to a tracker; rank 0 has one.
-
-    Args:
-        step: The step of the checkpoint from which it continues.
-        keep_checkpoints: How many `step-<n>.safetensors` to keep.
 
     Attributes:
         tracker: Receives every journal line.

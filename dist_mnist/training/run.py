@@ -53,9 +53,6 @@ def train(config: Config) -> Result:
 
     It is the same run as `python -m dist_mnist`, which can be continued with the same `run_dir`.
 
-    Args:
-        config: From `compose_config`.
-
     Raises:
         InputError: Something in the config cannot be used; nothing was overwritten.
     """
@@ -68,9 +65,6 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
     """Train, or continue the run in `run_dir`, and test the result.
 
     Every rank must call it; rank 0 writes.
-
-    Args:
-        overrides: The overrides on the command line, for `overrides.yaml`.
 
     Returns:
         The run directory and the score, the same on every rank.

@@ -17,33 +17,20 @@ MOST_COLUMNS = 12  # of the confusion matrix in text
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The score of one class.
+    """The score of one class."""
 
-    Attributes:
-        precision: The fraction of the predictions of this class that are right; None if there are
-            none.
-        recall: The fraction of its samples that are found; None if there are none.
-        support: The number of its samples.
-    """
-
-    precision: float | None
-    recall: float | None
-    support: int
+    precision: float | None  # the share of its predictions that are right; None without any
+    recall: float | None  # the share of its samples that are found; None without any
+    support: int  # the number of its samples
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence and accuracy of predictions, in bins of equal width.
+    """Confidence and accuracy of predictions, in bins of equal width."""
 
-    Attributes:
-        counts: Predictions in each bin, int64 of shape (bins,).
-        confidences: Their mean confidence, float64 of shape (bins,); 0 in an empty bin.
-        accuracies: The fraction of them that is right, likewise.
-    """
-
-    counts: torch.Tensor
-    confidences: torch.Tensor
-    accuracies: torch.Tensor
+    counts: torch.Tensor  # predictions in each bin, int64 of shape (bins,)
+    confidences: torch.Tensor  # their mean confidence, float64 of shape (bins,); 0 in an empty bin
+    accuracies: torch.Tensor  # the fraction of them that is right, likewise
 
     @property
     def error(self) -> float:
@@ -103,11 +90,7 @@ def calibration(evaluation: Evaluation, bins: int = BINS) -> Calibration:
 
 
 def score_lines(evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
-    """Return a score as text: each class, calibration and the worst mistakes.
-
-    Args:
-        classes: The names of the classes, in the order of the labels.
-    """
+    """Return a score as text: each class, calibration and the worst mistakes."""
     confusion = evaluation.confusion(len(classes))
     width = max(5, *(len(name) for name in classes))
     columns = classes if len(classes) <= MOST_COLUMNS else ()

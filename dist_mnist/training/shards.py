@@ -87,8 +87,6 @@ def sum_shards(
     of the changes that the shards would make. The gradients of all local shards are held at once.
 
     Args:
-        model: The bare module; its parameters have no gradients yet.
-        batch_size: The number of samples in the global batch, over all ranks.
         add_shard: Adds the gradient of one of this rank's shards, numbered from 0.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -20,45 +20,29 @@ from dist_mnist.training.progress import Progress, RunningMetrics
 
 @dataclass
 class TrainingState:
-    """Everything that training changes or computes with.
-
-    Attributes:
-        model: The bare module, whose weights are evaluated and saved.
-        parallel_model: The module that training calls, which averages gradients over the ranks; the
-            bare module in a world of size 1 and in a reproducible run.
-        thawing: Parameters that are not trained before `transfer.thaw_epoch`.
-        loss: Returns one value per sample.
-        training_loss: The loss that training minimizes: the same, or weighted by class.
-        schedule: Maps a step to the factor of all learning rates.
-        learning_rates: Of each parameter group, before that factor.
-        dtype: The dtype of the forward pass.
-        order: The batches of an epoch.
-        last_step: The number of steps at which training ends.
-        finite_check: Checks every step's gradients.
-        metrics: Loss and accuracy of the current epoch.
-        step: Makes one optimizer step with a batch: `step.step`, or `shards.step_in_shards`.
-        compute: The part of `step.step` after augmentation: `step.compute`, or a CUDA graph of it.
-    """
+    """Everything that training changes or computes with."""
 
     config: Config
     world: World
     splits: DataSplits
-    model: nn.Module
-    parallel_model: nn.Module
-    thawing: Sequence[nn.Parameter]
-    loss: nn.Module
-    training_loss: nn.Module
+    model: nn.Module  # the bare module, whose weights are evaluated and saved
+    parallel_model: nn.Module  # called in training: averages gradients, or is the bare module
+    thawing: Sequence[nn.Parameter]  # not trained before transfer.thaw_epoch
+    loss: nn.Module  # returns one value per sample
+    training_loss: nn.Module  # the loss that training minimizes: the same, or weighted by class
     optimizer: torch.optim.Optimizer
-    schedule: Callable[[int], float]
-    learning_rates: list[float]
+    schedule: Callable[[int], float]  # maps a step to the factor of all learning rates
+    learning_rates: list[float]  # of each parameter group, before that factor
     scaler: torch.amp.GradScaler
-    dtype: torch.dtype
-    order: EpochOrder
-    last_step: int
+    dtype: torch.dtype  # of the forward pass
+    order: EpochOrder  # the batches of an epoch
+    last_step: int  # the number of steps at which training ends
     progress: Progress
-    finite_check: FiniteCheck
-    metrics: RunningMetrics
+    finite_check: FiniteCheck  # checks every step's gradients
+    metrics: RunningMetrics  # loss and accuracy of the current epoch
+    # Makes one optimizer step with a batch: `step.step`, or `shards.step_in_shards`.
     step: Callable[[Batch], None] = field(init=False)
+    # The part of `step.step` after augmentation: `step.compute`, or a CUDA graph of it.
     compute: Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] = field(
         init=False
     )

@@ -127,7 +127,6 @@ def transform(
 
     Args:
         batch: Every `parts`-th sample of the global batch, from number `part` on.
-        part: From 0.
         parts: The number of parts that the global batch is split into.
     """
     config, device = state.config, state.world.device
