@@ -1,4 +1,4 @@
-"""Decodes many pictures at once, in as many threads as there are cores.
+"""Decodes many pictures at once, in threads.
 
 Pillow releases the GIL while it decodes and resizes, which is nine tenths of the work for a photo.
 """
@@ -19,10 +19,8 @@ from dist_mnist.config.data_schema import Fit
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.decode import read_picture
 from dist_mnist.data.fitting import fit_picture
-from dist_mnist.distributed.cpu_threads import usable_cores
 
 ROWS_AT_ONCE = 32
-MOST_THREADS = 64
 MOST_BYTES = 2**30  # of a file; a picture of 64 million pixels has fewer
 
 
@@ -42,6 +40,7 @@ def decode_all(
     image_shape: Sequence[int],
     fit: Fit,
     descriptor: int,
+    threads: int,
 ) -> Generator[Decoded, None, None]:
     """Decode pictures into a file and yield their rows and problems, with a progress bar.
 
@@ -71,7 +70,7 @@ def decode_all(
         return decoded
 
     pieces = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
-    threads = ThreadPoolExecutor(min(usable_cores(), MOST_THREADS), "decoding")
+    pool = ThreadPoolExecutor(threads, "decoding")
     try:
         with tqdm(
             total=len(rows),
@@ -80,13 +79,13 @@ def decode_all(
             leave=False,
             disable=not sys.stderr.isatty(),
         ) as bar:
-            for future in as_completed([threads.submit(decode_some, piece) for piece in pieces]):
+            for future in as_completed([pool.submit(decode_some, piece) for piece in pieces]):
                 decoded = future.result()
                 bar.update(len(decoded))
                 yield decoded
     finally:
         stopping.set()
-        threads.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def decode_picture(path: Path, image_shape: Sequence[int], fit: Fit) -> NDArray[np.uint8] | Problem:

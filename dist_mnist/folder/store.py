@@ -21,6 +21,7 @@ import torch
 from dist_mnist.config.data_schema import Fit
 from dist_mnist.data.cache import cache_folder, cannot_store
 from dist_mnist.data.residence import map_pixels
+from dist_mnist.distributed.cpu_threads import usable_cores
 from dist_mnist.folder.decoding import Decoded, decode_all
 from dist_mnist.folder.files import PictureFile
 from dist_mnist.record.files import sync
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 VERSION = 2  # of the resizing; pictures that another version has stored are decoded again
 SECONDS_BETWEEN_SYNCS = 2.0
+MOST_THREADS = 64
+SMALL_BYTES = 8192  # on average; two threads take twice as long for such files, waiting for the GIL
 
 # The row of each picture, or why it is broken.
 Entries = dict[PictureFile, int | str]
@@ -128,9 +131,13 @@ def _add(
     """Decode pictures into a store, and add them to its index and to `entries`."""
     first = _end(entries)
     rows = [(first + place, file.path) for place, file in enumerate(new)]
+    is_small = sum(file.size for file in new) < SMALL_BYTES * len(new)
+    threads = 1 if is_small else min(usable_cores(), MOST_THREADS)
     with (folder / "index.jsonl").open("ab") as index, (folder / "pixels").open("r+b") as pixels:
         index.write(b"\n")  # ends a line that was cut off
-        with closing(decode_all(root, rows, image_shape, fit, pixels.fileno())) as decoding:
+        with closing(
+            decode_all(root, rows, image_shape, fit, pixels.fileno(), threads)
+        ) as decoding:
             for decoded in _by_time(decoding):
                 sync(pixels.fileno())
                 for row, problem in decoded:

@@ -288,7 +288,7 @@ def test_an_interrupted_decode_ends_its_threads(tmp_path: Path, decoded: list[st
     write_digits(tmp_path, [0, 1] * 500)
     with (tmp_path / "pixels").open("wb") as pixels:
         rows = [(number, f"{number % 2}/{number}.png") for number in range(1000)]
-        decoding = decode_all(tmp_path, rows, [1, 28, 28], Fit.pad, pixels.fileno())
+        decoding = decode_all(tmp_path, rows, [1, 28, 28], Fit.pad, pixels.fileno(), 2)
         next(decoding)
         decoding.close()
     assert not [thread for thread in threading.enumerate() if "decoding" in thread.name]
