@@ -14,18 +14,18 @@ PACKAGE = CHECKOUT / "dist_mnist"
 # From the top down: a wing may import from itself and from the wings after it. Each has a budget of
 # lines, about 5 % above its size when it was last raised: growth is a decision.
 BUDGETS = {
-    "commands": 880,
-    "serve": 555,
-    "training": 2410,
-    "digits": 960,
-    "report": 365,
-    "tracking": 760,
-    "folder": 635,
-    "models": 1000,
-    "data": 1890,
-    "record": 900,
-    "distributed": 1795,
-    "config": 985,
+    "commands": 860,
+    "serve": 560,
+    "training": 2315,
+    "digits": 935,
+    "report": 375,
+    "tracking": 750,
+    "folder": 625,
+    "models": 965,
+    "data": 1735,
+    "record": 875,
+    "distributed": 1750,
+    "config": 970,
 }
 WINGS = [*BUDGETS]
 ROOMS_TO_DO_WITHOUT = ("digits", "folder", "serve")
