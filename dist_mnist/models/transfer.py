@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from dist_mnist.config.errors import InputError, one_line
@@ -141,13 +142,18 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         InputError: There is no such file, or it holds no weights.
     """
     path = checkpoint.resolve(path)
+    content: Any
     try:
         with path.open("rb") as file:
             is_safetensors = file.read(9)[8:] == b"{"  # after the size of its header
-        if is_safetensors:
-            content: Any = _read_safetensors(path)
-        else:
+        if not is_safetensors:
             content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            with safe_open(path, framework="pt") as tensors:
+                is_ours = "dist_mnist" in (tensors.metadata() or {})
+                content = {} if is_ours else {n: tensors.get_tensor(n) for n in tensors.keys()}  # noqa: SIM118
+            if is_ours:
+                content = checkpoint.load(path)["model"]  # checks its checksum
     except InputError:
         raise
     except OSError as error:
@@ -155,31 +161,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             f"transfer.checkpoint={path} cannot be read ({error.strerror or one_line(error)}): "
             f"give a run directory with a checkpoint, or a file."
         ) from error
-    except Exception as error:  # a file from elsewhere may hold anything
+    except Exception as error:  # a file from elsewhere may contain anything
         raise InputError(
             f"transfer.checkpoint={path} is neither a safetensors file nor one of torch.save that "
             f"holds tensors alone ({type(error).__name__}): save the network's state_dict()."
         ) from error
-    return _state_dict(path, content)
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        if "dist_mnist" not in (file.metadata() or {}):
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    weights: dict[str, torch.Tensor] = checkpoint.load(path)["model"]  # after its checksum
-    return weights
-
-
-def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
     if isinstance(content, Mapping):
         inner = (content.get(key) for key in STATE_DICT_KEYS)
         content = next((part for part in inner if isinstance(part, Mapping)), content)
-        tensors = {k: value for k, value in content.items() if isinstance(value, torch.Tensor)}
-        if tensors:
-            return tensors
+        weights = {k: value for k, value in content.items() if isinstance(value, torch.Tensor)}
+        if weights:
+            return weights
     raise InputError(
         f"transfer.checkpoint={path} holds no tensors by name: save the network's state_dict()."
     )

@@ -3,14 +3,15 @@
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 
 from dist_mnist.config.errors import InputError, one_line
-from dist_mnist.config.schema import Config, Resume, plain_config
+from dist_mnist.config.schema import Config, Resume
 from dist_mnist.distributed.launcher import is_restart, launch_id
 from dist_mnist.distributed.world import World, broadcast_object
 from dist_mnist.record.files import write_atomically
@@ -84,13 +85,13 @@ def _lock(directory: Path, patience: float) -> AbstractContextManager[object]:
         ) from error
 
 
-def write_config(directory: Path, config: Config, overrides: Sequence[str]) -> None:
+def write_config(directory: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """Write the resolved config and the overrides from the command line.
 
     Raises:
         InputError: The directory cannot be written; its files are untouched.
     """
-    _write_yaml(directory / "config.yaml", plain_config(config))
+    _write_yaml(directory / "config.yaml", config)
     _write_yaml(directory / "overrides.yaml", list(overrides))
 
 

@@ -9,13 +9,14 @@ import logging
 import warnings
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from dist_mnist.config.data_schema import Balance
 from dist_mnist.config.errors import InputError, refusing
-from dist_mnist.config.schema import Config
+from dist_mnist.config.schema import Config, plain_config
 from dist_mnist.config.targets import instantiate
 from dist_mnist.data.balance import class_weights
 from dist_mnist.data.sampler import EpochOrder
@@ -63,19 +64,22 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     scaler, progress = gradient_scaler(device, dtype), Progress()
     order = _build_order(config, world, splits)
     model, parallel_model = _build_models(config, world, order)
-    optimizer, loss = _build_optimizer(config, model, scaler), build_loss(config).to(device)
-    training_loss = loss
+    thawing = thawing_parameters(model, config.transfer)
+    groups = parameter_groups(model, config.transfer)
+    optimizer = _build_optimizer(config, groups, scaler)
+    training_loss = loss = build_loss(config).to(device)
     if config.data.balance is Balance.weights:
         counts = splits.train.labels.bincount(minlength=len(splits.classes))
         training_loss = Weighted(loss, class_weights(counts.cpu())).to(device)
     total_steps = trainer.epochs * len(order)
     state = TrainingState(
         config=config,
+        plain_config=plain_config(config),
         world=world,
         splits=replace(splits, train=splits.train.with_margin(config.augmentation.margin)),
         model=model,
         parallel_model=parallel_model,
-        thawing=thawing_parameters(model, config.transfer),
+        thawing=thawing,
         loss=loss,
         training_loss=training_loss,
         optimizer=optimizer,
@@ -142,8 +146,13 @@ def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.M
         samples = trainer.micro_batch_size or trainer.global_batch_size / world.size
         threads = choose_threads(world.local_size, samples * findings.multiply_adds)
         torch.set_num_threads(trainer.cpu_threads or threads)
-    model = model.to(world.device)
-    trained = _compiled(model, world) if trainer.compile else model
+    model = trained = model.to(world.device)
+    if trainer.compile:  # the first step compiles; try now whether that works here
+        with refusing("trainer.compile=true does not work on this machine"):
+            torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=world.device))
+        # `set_gpu_arithmetic` has chosen; torch up to 2.12 would recommend another choice.
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+        trained = torch.compile(model)  # type: ignore[assignment]
     # A network that skips layers by its own numbers may have skipped some on one rank only.
     (skips_parameters,) = all_reduce_max(world, [bool(findings.unused)])
     return model, parallelize(trained, world, trainer, bool(skips_parameters))
@@ -174,23 +183,14 @@ def _check_batches(config: Config, model: nn.Module, world: World, order: EpochO
             )
 
 
-def _compiled(model: nn.Module, world: World) -> nn.Module:
-    """Return a module with the same weights that compiles itself when training first calls it."""
-    with refusing("trainer.compile=true does not work on this machine"):
-        torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=world.device))
-    # `set_gpu_arithmetic` has chosen; torch up to 2.12 would recommend another choice.
-    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
-    return torch.compile(model)  # type: ignore[return-value]
-
-
 def _build_optimizer(
-    config: Config, model: nn.Module, scaler: torch.amp.GradScaler
+    config: Config, groups: list[dict[str, Any]], scaler: torch.amp.GradScaler
 ) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer = instantiate(
         "optimizer",
         config.optimizer,
         torch.optim.Optimizer,
-        parameter_groups(model, config.transfer),
+        groups,
         trusted_modules=config.trusted_modules,
     )
     closure = inspect.signature(optimizer.step).parameters.get("closure")

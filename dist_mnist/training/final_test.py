@@ -33,7 +33,14 @@ MOST_CLASSES = 100  # in a confusion matrix: its size grows with their square
 def final_test(state: TrainingState, run_dir: Path, recorder: Recorder) -> Evaluation:
     """Score the best checkpoint on the test set and record the score; every rank must call it."""
     watchdog.enter(Phase.TEST, state.progress.step)
-    weights = _best_weights(state, run_dir) if state.world.is_main else None
+    weights: dict[str, torch.Tensor] | None = None
+    if state.world.is_main:
+        try:
+            weights = checkpoint.load(run_dir / "checkpoints" / "best.safetensors")["model"]
+            load_weights(state.model, weights)  # if they do not fit, no rank must get them
+        except InputError as error:
+            logger.warning("%s Testing the last state instead.", error)
+            weights = None
     weights = broadcast_object(state.world, weights)
     if weights is not None:
         load_weights(state.model, weights)
@@ -47,17 +54,6 @@ def final_test(state: TrainingState, run_dir: Path, recorder: Recorder) -> Evalu
         line = _journal_line(state, test, examples, seconds)
         recorder.record(line, _draw(state, test, examples, run_dir))
     return test
-
-
-def _best_weights(state: TrainingState, run_dir: Path) -> dict[str, torch.Tensor] | None:
-    try:
-        content = checkpoint.load(run_dir / "checkpoints" / "best.safetensors")
-        weights: dict[str, torch.Tensor] = content["model"]
-        load_weights(state.model, weights)  # if they do not fit, no rank must get them
-    except InputError as error:
-        logger.warning("%s Testing the last state instead.", error)
-        return None
-    return weights
 
 
 def _journal_line(
@@ -87,18 +83,19 @@ def _draw(
     """
     classes, samples = state.splits.classes, state.splits.test
     mistakes = test.worst_mistakes(MOST_MISTAKES)
-    try:
-        plots.draw_examples(run_dir, _images(samples, [index for index, *_ in examples]))
-        drawn = draw_plots(run_dir, test, samples, classes)
-    except Exception as error:
-        drawn = []
-        logger.warning("the run is complete, but without its pictures: %s", one_line(error))
     images = _images(samples, [mistake.index for mistake in mistakes])
     images = images[:, 0] if images.shape[1] == 1 else images.movedim(1, -1)
     rows = [
         [image, classes[mistake.label], classes[mistake.prediction], mistake.confidence]
         for image, mistake in zip(images, mistakes, strict=True)
     ]
+    try:
+        shown = _images(samples, [index for index, *_ in examples])
+        plots.draw_examples(run_dir, shown)
+        drawn = draw_plots(run_dir, test, samples, classes)
+    except Exception as error:
+        drawn = []
+        logger.warning("the run is complete, but without its pictures: %s", one_line(error))
     table = Table(["image", "label", "prediction", "confidence"], rows)
     return {f"plots/{path.stem}": path for path in drawn} | {"test/worst_mistakes": table}
 
@@ -107,7 +104,7 @@ def draw_plots(
     run_dir: Path, test: Evaluation, samples: Samples, classes: Sequence[str]
 ) -> list[Path]:
     """Draw the curves of a run and its test; see `draw_test`."""
-    return [plots.draw_curves(run_dir), *draw_test(run_dir, test, samples, classes)]
+    return [*draw_test(run_dir, test, samples, classes), plots.draw_curves(run_dir)]
 
 
 def draw_test(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_mnist.config.errors import one_line
-from dist_mnist.config.schema import Config, plain_config
+from dist_mnist.config.schema import Config
 from dist_mnist.distributed import signals, watchdog
 from dist_mnist.record import checkpoint
 from dist_mnist.record.console import log_to_file
@@ -97,7 +97,9 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def open_recorder(run_dir: Path, config: Config, start: Start) -> Iterator[Recorder]:
+def open_recorder(
+    run_dir: Path, config: Config, plain_config: dict[str, Any], start: Start
+) -> Iterator[Recorder]:
     """Open the files and trackers of rank 0, with the journal cut back to where the run continues.
 
     If an exception ends the block, the run's end is recorded as failed or stopped.
@@ -108,7 +110,7 @@ def open_recorder(run_dir: Path, config: Config, start: Start) -> Iterator[Recor
     Raises:
         InputError: The directory cannot be written.
     """
-    write_config(run_dir, config, start.overrides)
+    write_config(run_dir, plain_config, start.overrides)
     note_start(run_dir, start.step, start.description, start.processes)
     with log_to_file(run_dir), closing(Journal(run_dir)) as journal:
         lines = journal.cut_back(start.step, start.finished_epochs)
@@ -121,7 +123,7 @@ def open_recorder(run_dir: Path, config: Config, start: Start) -> Iterator[Recor
         keep = config.trainer.keep_checkpoints
         recorder = RunRecorder(run_dir, journal, start.step, keep)
         try:
-            recorder.tracker = start_loggers(config.tracking, run_dir, plain_config(config), lines)
+            recorder.tracker = start_loggers(config.tracking, run_dir, plain_config, lines)
             yield recorder
         except BaseException as error:
             recorder.end_early(error)

@@ -10,7 +10,6 @@ import torch
 
 from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError, refusing
-from dist_mnist.config.schema import plain_config
 from dist_mnist.distributed.cpu_threads import chosen_by_user, usable_cores
 from dist_mnist.distributed.launcher import is_restart
 from dist_mnist.distributed.world import all_reduce_max, broadcast_object
@@ -48,7 +47,7 @@ def checkpoint_content(state: TrainingState) -> dict[str, Any]:
         "optimizer": optimizer,
         "scaler": state.scaler.state_dict(),
         "progress": asdict(state.progress),
-        "config": plain_config(state.config),
+        "config": state.plain_config,
         "normalization": asdict(state.splits.normalization),
         "data": state.splits.fingerprint,
         "cpu": {"threads": torch.get_num_threads(), "processes": state.world.local_size},
@@ -86,21 +85,25 @@ def restore(state: TrainingState, content: dict[str, Any]) -> None:
     """
     described = {key: content[key] for key in ("config", "data", "normalization")}
     saved = json.loads(json.dumps(described, default=str))  # a tensor cannot be compared
-    _check_same_run(plain_config(state.config), saved["config"])
+    _check_same_run(state.plain_config, saved["config"])
     _check_same_data(state, saved)
     options = [
         {key: value for key, value in group.items() if key != "params"}
         for group in state.optimizer.param_groups
     ]
     with refusing("the checkpoint does not fit this run"):
+        state.progress = Progress.from_plain(content["progress"])
         load_weights(state.model, content["model"])
         state.optimizer.load_state_dict(content["optimizer"])
-        _match_memory_format(state.optimizer)
+        # Fused optimizers expect their tensors in the memory format of the parameters.
+        for parameter, values in state.optimizer.state.items():
+            for key, value in values.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if content["scaler"]:  # empty if the run has not used float16 so far
             state.scaler.load_state_dict(content["scaler"])
-        state.progress = Progress.from_plain(content["progress"])
     for group, chosen in zip(state.optimizer.param_groups, options, strict=True):
-        group.update(chosen)
+        group |= chosen
     _restore_threads(state, content["cpu"])
 
 
@@ -116,14 +119,6 @@ def _restore_threads(state: TrainingState, saved: dict[str, Any]) -> None:
         return
     if isinstance(threads, int) and 1 <= threads <= 4 * usable_cores():
         torch.set_num_threads(threads)
-
-
-def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
-    """Lay out the optimizer's tensors like their parameters, as fused optimizers expect."""
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:

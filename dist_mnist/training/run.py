@@ -89,7 +89,11 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
         transferred = _take_weights(state)
         description = describe(state)
         start = _start(state, overrides, description)
-        with ending_together(world), _recorder(run_dir, config, world, start) as recorder:
+        with (
+            ending_together(world),
+            _recorder(state, run_dir, start) as recorder,
+            explaining_unused(state.model),
+        ):
             logger.info("%s\n%srun directory: %s\n", description, transferred, run_dir)
             _fit(state, run_dir, recorder)
             state.end_training()
@@ -172,9 +176,11 @@ def _start(state: TrainingState, overrides: Sequence[str], description: str) -> 
 
 
 def _recorder(
-    run_dir: Path, config: Config, world: World, start: Start
+    state: TrainingState, run_dir: Path, start: Start
 ) -> AbstractContextManager[Recorder]:
-    return open_recorder(run_dir, config, start) if world.is_main else nullcontext(Recorder())
+    if not state.world.is_main:
+        return nullcontext(Recorder())
+    return open_recorder(run_dir, state.config, state.plain_config, start)
 
 
 def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
@@ -183,8 +189,7 @@ def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
     elif state.progress.step:
         logger.info("continuing after step %d of %d", state.progress.step, state.last_step)
     try:
-        with explaining_unused(state.model):
-            fit(state, recorder)
+        fit(state, recorder)
     except signals.Stopped as stop:
         logger.info(
             "stopped by %s after step %d: start again with %s to continue",

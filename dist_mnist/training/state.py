@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ class TrainingState:
     """Everything that training changes or computes with."""
 
     config: Config
+    plain_config: dict[str, Any]  # the config as plain values, as checkpoints hold it
     world: World
     splits: DataSplits
     model: nn.Module  # the bare module, whose weights are evaluated and saved

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.schema import Resume
+from dist_mnist.config.schema import Resume, plain_config
 from dist_mnist.record import checkpoint
 from dist_mnist.record.directory import lock_run_directory, write_config
 from tests.support.configs import SMALL_DATA, make_config
@@ -278,11 +278,11 @@ def test_full_disk_and_room_again(
 
 def test_full_disk_keeps_the_configs(tmp_path: Path, disk: Disk) -> None:
     place = disk("remount,size=64k")
-    write_config(place, make_config(), ["seed=1"])
+    write_config(place, plain_config(make_config()), ["seed=1"])
     before = {path.name: path.read_bytes() for path in place.iterdir()}
     (place / "other").write_bytes(bytes(free_bytes(place)))
     with pytest.raises(InputError, match=r"config.yaml cannot be written: the disk is full"):
-        write_config(place, make_config("tracking.tags=[a,b]"), ["seed=2"])
+        write_config(place, plain_config(make_config("tracking.tags=[a,b]")), ["seed=2"])
     (place / "other").unlink()
     assert {path.name: path.read_bytes() for path in place.iterdir()} == before
 
