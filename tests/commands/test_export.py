@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from dist_mnist.commands.export import FORMATS
+from dist_mnist.config.commands import ExportFormat
 from dist_mnist.data.splits import load_part
 from dist_mnist.models.classifier import Classifier, load_classifier
 from dist_mnist.models.networks import ConvNet
@@ -185,7 +187,7 @@ def test_nothing_is_overwritten(export: Export) -> None:
 def test_mistake_is_one_sentence(
     export: Export, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("dist_mnist.models.export.find_spec", lambda name: name)
+    monkeypatch.setattr("dist_mnist.commands.export.find_spec", lambda name: name)
     status, out, err = export(*arguments)
     assert (status, out) == (1, "")
     assert err.startswith("error: ")
@@ -195,7 +197,7 @@ def test_mistake_is_one_sentence(
 
 
 def test_missing_packages_are_named(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dist_mnist.models.export.find_spec", lambda name: None)
+    monkeypatch.setattr("dist_mnist.commands.export.find_spec", lambda name: None)
     status, _, err = export()
     assert status == 1
     assert "format=onnx needs onnx, onnxscript, onnxruntime: `pip install" in err
@@ -205,7 +207,8 @@ def test_wrong_answers_are_refused(export: Export, monkeypatch: pytest.MonkeyPat
     def otherwise(*_: object) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda taken: torch.zeros(len(taken), 10)
 
-    monkeypatch.setattr("dist_mnist.models.export.read_back", otherwise)
+    kind = ExportFormat.safetensors
+    monkeypatch.setitem(FORMATS, kind, FORMATS[kind]._replace(read=otherwise))
     status, _, err = export("format=safetensors")
     assert status == 1
     assert "model.safetensors does not answer as the checkpoint does" in err

@@ -23,7 +23,7 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(cpu_threads, "_quotas", lambda folders: iter(()))
+    monkeypatch.setattr(cpu_threads, "group_folders", lambda controller: [])
 
 
 def test_processes_share_the_cores() -> None:
@@ -66,8 +66,8 @@ def test_quota(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    quotas = [*cpu_threads._quotas(folders_around(tmp_path, "/a/b"))]
-    monkeypatch.setattr(cpu_threads, "_quotas", lambda folders: iter(quotas))
+    folders = [*folders_around(tmp_path, "/a/b")]
+    monkeypatch.setattr(cpu_threads, "group_folders", lambda controller: folders)
     assert usable_cores() == cores
 
 

@@ -30,7 +30,7 @@ def test_cross_entropy_is_torchs(smoothing: float) -> None:
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.5])
 def test_odd_smoothing_is_refused(smoothing: float) -> None:
-    with pytest.raises(ValueError, match="is not from 0 to 1"):
+    with pytest.raises(ValueError, match="must be between 0 and 1"):
         CrossEntropy(10, smoothing)
 
 

@@ -1,6 +1,7 @@
 """The same bits at any world size, and the gradient that they are the bits of."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,7 @@ def test_a_run_keeps_to_what_it_began_with(small_root: Path) -> None:
         "data=fashion_mnist", f"data.root={small_root}", "data.validation_size=50", "model=mlp"
     )
     state = build_training_state(config, SOLO, load_splits(config.data, config.seed))
-    content = checkpoint_content(state)
+    content = deepcopy(checkpoint_content(state))
     content["config"]["trainer"]["reproducible"] = True
     with pytest.raises(InputError, match=r"trainer\.reproducible=False does not fit this run"):
         restore(state, content)
