@@ -9,22 +9,50 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.schema import flat
+from dist_mnist.config.schema import Config, flat, plain_config
 from dist_mnist.distributed.world import World, all_reduce_max
 
 DIGEST_BITS = 52  # a float64 holds such a number exactly
 
 
-def require_same(world: World, facts: Mapping[str, Any]) -> None:
-    """Compare facts over all ranks; every rank must call it. If they agree, it is one message.
+def require_same_run(world: World, config: Config, data: Mapping[str, int]) -> None:
+    """Compare settings, data and versions over all ranks; every rank must call it.
+
+    Paths and tracking may differ. If the ranks agree, it is one message.
+
+    Args:
+        data: The fingerprint of the data.
 
     Raises:
-        InputError: A rank differs from rank 0; the message names the fact and both values.
+        InputError: A rank differs from rank 0; the message names the setting and both values.
     """
-    values = flat(facts)
+    plain = plain_config(config)
+    facts = {
+        **plain,
+        "run_dir": None,
+        "tracking": None,
+        "data": {**plain["data"], "root": None},
+        # Rank 0 reads the file and sends it to all ranks.
+        "transfer": {**plain["transfer"], "checkpoint": config.transfer.checkpoint is not None},
+        "the device": world.device.type,
+        **data,
+        "the version of dist_mnist": __version__,
+        "the version of torch": str(torch.__version__),
+    }
+    require_same(world, flat(facts))
+
+
+def require_same(world: World, values: Mapping[str, Any]) -> None:
+    """Compare values by name over all ranks; every rank must call it.
+
+    Raises:
+        InputError: A rank differs from rank 0; the message names the first difference.
+    """
     text = json.dumps(values, sort_keys=True, default=str)
     digest = int(hashlib.sha256(text.encode()).hexdigest(), 16) % 2**DIGEST_BITS
     highest, negated_lowest = all_reduce_max(world, [float(digest), -float(digest)])

@@ -16,7 +16,7 @@ from torch import nn
 
 from dist_mnist.config.data_schema import Balance
 from dist_mnist.config.errors import InputError, refusing
-from dist_mnist.config.schema import Config, plain_config
+from dist_mnist.config.schema import Config, TrainerConfig, plain_config
 from dist_mnist.config.targets import instantiate
 from dist_mnist.data.balance import class_weights
 from dist_mnist.data.sampler import EpochOrder
@@ -59,11 +59,11 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     """
     trainer, device = config.trainer, world.device
     set_reproducible(world, trainer.reproducible)
+    order = _build_order(config, world, splits)
+    model, parallel_model = _build_models(config, world, order)
     set_gpu_arithmetic(trainer.precision)
     dtype = compute_dtype(trainer.precision, device)
     scaler, progress = gradient_scaler(device, dtype), Progress()
-    order = _build_order(config, world, splits)
-    model, parallel_model = _build_models(config, world, order)
     thawing = thawing_parameters(model, config.transfer)
     groups = parameter_groups(model, config.transfer)
     optimizer = _build_optimizer(config, groups, scaler)
@@ -131,12 +131,17 @@ def _build_order(config: Config, world: World, splits: DataSplits) -> EpochOrder
 
 def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.Module, nn.Module]:
     """Return the bare network, on the device, and the one that training runs."""
-    trainer = config.trainer
+    trainer, sizes = config.trainer, _piece_sizes(config.trainer, world, order)
     seed_device(world.device, keyed_seed(config.seed, "weights"))
     model = build_model(config)
     freeze(model, config.transfer)
     findings = dry_run(model, config.data)
-    _check_batches(config, model, world, order)
+    if 1 in sizes and not trains_on_one_image(model, config.data):
+        raise InputError(
+            f"trainer.global_batch_size={trainer.global_batch_size} leaves a process (of "
+            f"{world.size}) a single image in some step, and batch norm cannot train on a single "
+            f"image: change it, trainer.micro_batch_size or data.validation_size."
+        )
     if trainer.reproducible:  # sums the gradients itself, in `step_in_shards`
         # As DDP would, in case the network draws its weights from another source than the seed.
         model.load_state_dict(broadcast_object(world, model.state_dict()))
@@ -158,29 +163,28 @@ def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.M
     return model, parallelize(trained, world, trainer, bool(skips_parameters))
 
 
-def _check_batches(config: Config, model: nn.Module, world: World, order: EpochOrder) -> None:
-    """Refuse batches whose shares are too small for batch norm."""
-    trainer = config.trainer
-    is_synchronized = trainer.sync_batch_norm and world.size > 1
+def _piece_sizes(trainer: TrainerConfig, world: World, order: EpochOrder) -> set[int]:
+    """Return the numbers of images over which batch norm takes its statistics in one process.
+
+    Synchronized batch norm takes them over all processes; then there are none.
+
+    Raises:
+        InputError: Synchronized batch norm would leave a process without an image.
+    """
+    sizes: set[int] = set()
     parts = SHARDS if trainer.reproducible else world.size
     steps = min(len(order), trainer.max_steps or len(order))
     for size in {order.batch_size(0), order.batch_size(steps - 1)}:  # the last may be smaller
         count = piece_count(size, parts, trainer.micro_batch_size)
         if trainer.sync_batch_norm and size // parts < count:
-            # Without a sample, a process could not take part in the statistics of all.
             raise InputError(
                 f"trainer.global_batch_size={trainer.global_batch_size} makes a batch of {size} "
                 f"in {count} piece(s) for each of {world.size} processes, too few samples for "
                 f"trainer.sync_batch_norm=true: change it, or trainer.micro_batch_size."
             )
-        shares = (size // parts, -(-size // parts))
-        pieces = {piece for share in shares for piece in (share // count, -(-share // count))}
-        if 1 in pieces and not is_synchronized and not trains_on_one_image(model, config.data):
-            raise InputError(
-                f"trainer.global_batch_size={trainer.global_batch_size} leaves a process (of "
-                f"{world.size}) a single image in some step, and batch norm cannot train on a "
-                f"single image: change it, trainer.micro_batch_size or data.validation_size."
-            )
+        for share in (size // parts, -(-size // parts)):
+            sizes |= {share // count, -(-share // count)}
+    return set() if trainer.sync_batch_norm and world.size > 1 else sizes
 
 
 def _build_optimizer(

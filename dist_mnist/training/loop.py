@@ -40,6 +40,7 @@ def fit(state: TrainingState, recorder: Recorder) -> None:
             seconds_per_step = (perf_counter() - started) / (state.progress.step - first_step)
             seconds_left = seconds_per_step * (state.last_step - state.progress.step)
             logger.info(epoch_row(line, state.config.trainer.epochs, seconds_left))
+            watchdog.enter(Phase.END_OF_EPOCH, state.progress.step)
             if stop.now():
                 raise agreed_stop()
 
@@ -96,7 +97,6 @@ def finish_epoch(state: TrainingState, recorder: Recorder) -> dict[str, Any]:
         progress.best_accuracy = (accuracy or 0.0) if best else progress.best_accuracy
     recorder.record(line)
     recorder.save(checkpoint_content(state), progress.step, best)
-    watchdog.enter(Phase.END_OF_EPOCH, progress.step)
     return line
 
 

@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from dist_mnist.config import __version__
 from dist_mnist.config.overrides import to_copy
-from dist_mnist.config.schema import Config, plain_config, with_num_classes
+from dist_mnist.config.schema import Config, with_num_classes
 from dist_mnist.data.balance import draw_bars
-from dist_mnist.data.splits import DataSplits, load_splits
+from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed import signals, watchdog
-from dist_mnist.distributed.agreement import require_same
+from dist_mnist.distributed.agreement import require_same_run
 from dist_mnist.distributed.gradients import explaining_unused
 from dist_mnist.distributed.session import session
 from dist_mnist.distributed.stopping import ending_together
@@ -78,8 +77,8 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
     splits = load_splits(config.data, config.seed, config.trusted_modules, world).to(world.device)
     config = with_num_classes(config, len(splits.classes))
     watchdog.enter(Phase.START_UP, 0)  # from here on, ranks wait for each other
-    if world.size > 1:  # collecting the facts takes 10 ms
-        require_same(world, _shared_facts(config, world, splits))
+    if world.size > 1:  # collecting the values takes 10 ms
+        require_same_run(world, config, splits.fingerprint)
     state = build_training_state(config, world, splits)
     del splits  # the state has a padded copy
     run_dir = choose_run_directory(config, world)
@@ -101,23 +100,6 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
             recorder.finish(run_dir / "checkpoints" / "best.safetensors")
             log_result(journal_values("test", test), perf_counter() - started, run_dir)
     return Result(run_dir, test)
-
-
-def _shared_facts(config: Config, world: World, splits: DataSplits) -> dict[str, Any]:
-    """Return the facts that must be alike on all ranks: everything but paths and tracking."""
-    plain = plain_config(config)
-    return {
-        **plain,
-        "run_dir": None,
-        "tracking": None,
-        "data": {**plain["data"], "root": None},
-        # Rank 0 reads the file and sends it to all ranks.
-        "transfer": {**plain["transfer"], "checkpoint": config.transfer.checkpoint is not None},
-        "the device": world.device.type,
-        **splits.fingerprint,
-        "the version of dist_mnist": __version__,
-        "the version of torch": str(torch.__version__),
-    }
 
 
 def _take_weights(state: TrainingState) -> str:
