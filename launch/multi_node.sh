@@ -27,7 +27,7 @@ NPROC_PER_NODE=${NPROC_PER_NODE:-$("$PYTHON" -c "$COUNT_GPUS")}
 # torchrun uses the machine's own name, which resolves to 127.0.1.1 on Debian: then no machine would
 # be the head, and none could be reached.
 HEAD_HOST=${HEAD%:*}
-HEAD_HOST=${HEAD_HOST#[} # an IPv6 address stands in brackets
+HEAD_HOST=${HEAD_HOST#[} # an IPv6 address is in brackets
 HEAD_HOST=${HEAD_HOST%]}
 ADDRESSES=$("$PYTHON" -c "
 import socket, sys

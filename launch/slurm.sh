@@ -20,9 +20,9 @@
 set -uo pipefail
 
 time_is_over=
-told_to_end=
+was_terminated=
 trap 'time_is_over=yes' USR1
-trap 'told_to_end=yes' TERM # SLURM also sends it to the processes, so they save by themselves
+trap 'was_terminated=yes' TERM # SLURM also sends it to the processes, so they save by themselves
 
 # A task of an array must be addressed as <array id>_<task id>: its last task has the job id of the
 # whole array. If sbatch was called inside a task of another array, the variables are of that one.
@@ -94,7 +94,7 @@ status=$?
 
 was_stopped() { [[ $time_is_over ]] || ((status == 75)); }
 was_lost() { ((status > 128)) || ! timeout 60 srun --ntasks-per-node=1 true; }
-may_go_on() { [[ $time_is_over || ! $told_to_end ]] && ((SLURM_RESTART_COUNT < 100)); }
+may_go_on() { [[ $time_is_over || ! $was_terminated ]] && ((SLURM_RESTART_COUNT < 100)); }
 
 has_progress() {
     local starts=$(($(<"$fruitless") + 1))

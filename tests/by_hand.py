@@ -3,8 +3,8 @@
 python -m tests.by_hand trainer.epochs=1 seed=3                one process
 torchrun --standalone --nproc_per_node=4 -m tests.by_hand      four processes, one training
 
-It prints the test accuracy that `dist_mnist` prints on a CPU. Each part names the file of the
-package that does the same at full speed, on any device, and through every kind of crash.
+It prints the accuracy that dist_mnist prints on a CPU with the same trainer.cpu_threads. Each part
+names the file of the package that does the same at full speed, on any device, after any crash.
 """
 
 import gzip
@@ -34,7 +34,7 @@ OPTIONS = {
     "trainer.cpu_threads": 0,  # 0: the processes share the cores
 }
 
-# The processes: torchrun starts them and tells each its rank.      distributed/launcher.py
+# The processes: torchrun starts them and tells each its rank.   distributed/launcher.py, session.py
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -145,32 +145,32 @@ def count_correct(network: nn.Module, images: torch.Tensor, labels: torch.Tensor
 # The loop.           training/loop.py, training/step.py, training/selection.py
 def train(options: dict[str, float]) -> tuple[dict[str, torch.Tensor], int]:
     """Return the weights after the last step, and the best epoch's number of correct tests."""
-    seed, pixels = int(options["seed"]), int(options["augmentation.shift_pixels"])
+    seed, most_pixels = int(options["seed"]), int(options["augmentation.shift_pixels"])
     torch.set_num_threads(
         int(options["trainer.cpu_threads"]) or max(1, (os.cpu_count() or 1) // WORLD_SIZE)
     )
     images, labels = read_mnist("train")
     mean, std = mean_and_std(images)
 
-    def normalized(pixels: torch.Tensor) -> torch.Tensor:
-        return torch.add(torch.tensor(-mean / std), pixels, alpha=1 / (255 * std))
+    def normalized(images: torch.Tensor) -> torch.Tensor:  # (pixel / 255 - mean) / std
+        return torch.add(torch.tensor(-mean / std), images, alpha=1 / (255 * std))
 
     held_out = is_held_out(labels, int(options["data.validation_size"]), seed)
     validation = normalized(images[held_out]), labels[held_out]
     images, labels = images[~held_out], labels[~held_out]
-    network, spread = build_network(seed), options["loss.label_smoothing"]
-    targets = spread / 10 + (1 - spread) * torch.eye(10)  # models/losses.py
+    network, smoothing = build_network(seed), options["loss.label_smoothing"]
+    targets = smoothing / 10 + (1 - smoothing) * torch.eye(10)  # models/losses.py
     weights = network.parameters()
     optimizer = torch.optim.AdamW(weights, betas=(0.85, 0.99), weight_decay=0.05, fused=True)
-    steps_per_epoch = len(global_batches(options, 0, len(labels)))
+    steps_per_epoch = math.ceil(len(labels) / options["trainer.global_batch_size"])
     total_steps = steps_per_epoch * int(options["trainer.epochs"])
-    last_step, step, most = min(total_steps, int(options["trainer.max_steps"])), 0, 0
+    last_step, step, best_correct = min(total_steps, int(options["trainer.max_steps"])), 0, -1
     for epoch in range(int(options["trainer.epochs"])):
         network.train()
         for batch in global_batches(options, epoch, len(labels))[: last_step - step]:
             share = batch[RANK::WORLD_SIZE]
             torch.manual_seed(keyed_seed(seed, "augmentation", step))
-            outputs = network(normalized(shift(images[share], pixels, len(batch))))
+            outputs = network(normalized(shift(images[share], most_pixels, len(batch))))
             losses = -(F.log_softmax(outputs, dim=1) * targets[labels[share]]).sum(dim=1)
             # Its mean over the ranks is the mean over the batch, however unevenly it is shared.
             (losses.sum() * (WORLD_SIZE / len(batch))).backward()
@@ -183,8 +183,8 @@ def train(options: dict[str, float]) -> tuple[dict[str, torch.Tensor], int]:
         correct = count_correct(network, *validation)
         last = deepcopy(network.state_dict())
         is_whole = step == (epoch + 1) * steps_per_epoch
-        if epoch == 0 or (is_whole and correct >= most):  # the best epoch: the latest of equals
-            most, best = correct, last
+        if epoch == 0 or not len(validation[1]) or (is_whole and correct >= best_correct):
+            best_correct, best = correct, last  # the best epoch: the latest of equals
     network.load_state_dict(best)  # training/final_test.py
     test, test_labels = read_mnist("t10k")
     return last, count_correct(network, normalized(test), test_labels)

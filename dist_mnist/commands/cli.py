@@ -65,7 +65,7 @@ def _run() -> None:
         if settings.run.dir != "." and settings.output_subdir is None:  # by a YAML file
             refuse_hydra_folder(f"hydra.run.dir={settings.run.dir}")
         config = OmegaConf.to_object(composed)
-        # The result is what one of Hydra's sweepers maximizes or minimizes.
+        # Hydra's optimizing sweepers maximize or minimize the result.
         return importlib.import_module(f"dist_mnist.commands.{name}").run(config)  # type: ignore[no-any-return]
 
     def run_job(composed: DictConfig) -> float | None:
@@ -142,8 +142,8 @@ def _report(error: Exception) -> int:
     """Print one sentence for mistakes that the user can fix, and a stack for those of ours.
 
     Most errors happen on all ranks alike, and rank 0 reports them: the other ranks wait until
-    torchrun ends them. An error of one rank alone is reported when nobody has ended that rank. A
-    rank that only noticed that another one is gone waits in the same way.
+    torchrun ends them. An error of one rank alone is reported if torchrun has not ended that rank
+    by then. A rank that only noticed that another one is gone waits in the same way.
 
     Returns:
         The exit status.

@@ -125,8 +125,8 @@ def _write(config: ExportConfig, path: Path) -> None:
         "normalization": f"(pixel / 255 - {mean}) / {std}",
     }
     write_atomically(path, _encode(config.format, exported, test, metadata))
-    found = _answers(FORMATS[config.format].read(path, exported), exported, test)
-    _compare(path, expected, found, test.labels)
+    actual = _answers(FORMATS[config.format].read(path, exported), exported, test)
+    _compare(path, expected, actual, test.labels)
 
 
 def _encode(form: ExportFormat, exported: Exported, test: Samples, metadata: Metadata) -> bytes:
@@ -144,20 +144,22 @@ def _answers(function: Function, exported: Exported, test: Samples) -> torch.Ten
         return torch.cat([function(exported.prepare(test.block(block)[0])) for block in blocks])
 
 
-def _compare(path: Path, expected: torch.Tensor, found: torch.Tensor, labels: torch.Tensor) -> None:
+def _compare(
+    path: Path, expected: torch.Tensor, actual: torch.Tensor, labels: torch.Tensor
+) -> None:
     """Log how much the file's answers differ from the checkpoint's.
 
     Raises:
         InputError: They differ by more than rounding does; the file is deleted.
     """
-    difference = float((expected - found).abs().max())
-    if not torch.allclose(expected, found, rtol=TOLERANCE, atol=TOLERANCE):
+    difference = float((expected - actual).abs().max())
+    if not torch.allclose(expected, actual, rtol=TOLERANCE, atol=TOLERANCE):
         path.unlink()
         raise InputError(
-            f"{path} does not answer as the checkpoint does (by up to {difference:.2g}): choose "
+            f"{path} has other predictions than the checkpoint (by up to {difference:.2g}): choose "
             f"another format."
         )
-    correct = int((found.argmax(dim=1) == labels).sum())
+    correct = int((actual.argmax(dim=1) == labels).sum())
     logger.info(
         "read back: accuracy %.4f (%d/%d), within %.1g of the checkpoint -> %s",
         *(correct / len(labels), correct, len(labels), difference, path),

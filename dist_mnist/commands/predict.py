@@ -104,7 +104,7 @@ def _csv_line(values: Sequence[str]) -> str:
 def _print(line: str) -> None:
     try:
         print(line, flush=True)
-    except BrokenPipeError:  # as with `| head`: nobody reads the rest
+    except BrokenPipeError:  # as with `| head`: the reader is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -20,13 +20,14 @@ def run(config: Config) -> float | None:
     job = HydraConfig.get()
     is_sweep = job.mode is RunMode.MULTIRUN
     if is_sweep:  # every job of a sweep gets its own directory
-        name = Path(config.run_dir, str(job.job.num)) if config.run_dir else job.runtime.output_dir
-        config.run_dir = str(name)
+        parent = config.run_dir
+        directory = Path(parent, str(job.job.num)) if parent else job.runtime.output_dir
+        config.run_dir = str(directory)
     with launcher.cluster_job() if launcher.is_cluster_job() else nullcontext():
-        return train(config, is_sweep, overrides=[*job.overrides.task])
+        return train_in_session(config, is_sweep, overrides=[*job.overrides.task])
 
 
-def train(config: Config, is_sweep: bool, overrides: list[str]) -> float | None:
+def train_in_session(config: Config, is_sweep: bool, overrides: list[str]) -> float | None:
     """Train in this process; return the best validation accuracy, on rank 0."""
     with session(config.trainer.device, config.trainer.timeout_seconds) as world:
         if is_sweep and world.size > 1 and not launcher.is_cluster_job():

@@ -117,7 +117,7 @@ class ReportConfig:
             raise InputError(
                 "the run directory is missing: name one or more, as in `report outputs/RUN`."
             )
-        rule = "it must be a file, or null for one beside the run"
+        rule = "it must be a file, or null for the default name"
         self.output = checked_path("output", self.output, rule)
 
 

@@ -9,7 +9,7 @@ from dist_mnist.config.overrides import checked_path
 
 
 class Fit(Enum):
-    """How a picture of another aspect ratio is fitted into `data.image_shape`."""
+    """The way a picture of another aspect ratio is fitted into `data.image_shape`."""
 
     pad = "pad"  # add black bars
     crop = "crop"  # cut its edges off
@@ -17,14 +17,14 @@ class Fit(Enum):
 
 
 class Broken(Enum):
-    """What happens if pictures in a folder cannot be decoded."""
+    """The treatment of pictures in a folder that cannot be decoded."""
 
     refuse = "refuse"
     skip = "skip"
 
 
 class Residence(Enum):
-    """Where the samples stay during a run."""
+    """The memory that holds the samples during a run."""
 
     auto = "auto"  # the device if they fit there
     device = "device"  # every process has all of them in its device's memory
@@ -32,7 +32,7 @@ class Residence(Enum):
 
 
 class Balance(Enum):
-    """How uneven class sizes are balanced."""
+    """The way uneven class sizes are balanced."""
 
     none = "none"
     weights = "weights"  # the losses of all classes have the same total weight
@@ -54,7 +54,7 @@ class DataConfig:
     root: str  # the folder of the files, in torchvision's layout
     validation_size: Any  # training samples held out, stratified: a number, or a share below 1
     normalize: bool  # scale pixels to mean 0 and deviation 1; false: to the range 0 to 1
-    # Checkpoints from before there were these have no value for them.
+    # Older checkpoints lack these, hence the defaults.
     residence: Residence = Residence.auto
     balance: Balance = Balance.none
     fit: Fit | None = None

@@ -29,7 +29,7 @@ class Precision(Enum):
 
 
 class Resume(Enum):
-    """Whether a run directory may, must not or must hold a run already."""
+    """auto: continue a run if there is one; never, must: require that there is none, or one."""
 
     auto = "auto"
     never = "never"
@@ -37,7 +37,7 @@ class Resume(Enum):
 
 
 class TrackingMode(Enum):
-    """The place wandb writes to."""
+    """The mode of wandb; auto is online if there is a key."""
 
     auto = "auto"
     online = "online"
@@ -60,7 +60,7 @@ class AugmentationConfig:
     shift_pixels: int
     rotation_degrees: float
     scale: float  # 0.1: from 0.9 to 1.1 times its size
-    # Checkpoints from before there were these two have no value for them.
+    # Older checkpoints lack these two, hence the defaults.
     slant_degrees: float = 0.0
     stroke_width: float = 0.0  # 1: up to the darkest or brightest neighbor of each pixel
 
@@ -75,7 +75,7 @@ class AugmentationConfig:
 
     @property
     def changes_nothing(self) -> bool:
-        """True if every image stays as it is."""
+        """True if every image stays unchanged."""
         return not any(vars(self).values())
 
     @property
@@ -89,7 +89,7 @@ class AugmentationConfig:
         return 0 if self.warps else self.shift_pixels
 
 
-# Data sets that checkpoints name by the modules they were in.
+# Old `_target_`s in checkpoints, and where the classes are now.
 MOVED_TARGETS = {
     "dist_mnist.data.folder.image_folder.ImageFolder": "dist_mnist.folder.image_folder.ImageFolder",
     "dist_mnist.data.flagged_ones.MNISTWithFlaggedOnes": (
@@ -99,11 +99,11 @@ MOVED_TARGETS = {
 
 # The options that trainer.reproducible excludes, and why.
 NOT_REPRODUCIBLE = {
-    "micro_batch_size": "it splits the batch into pieces of its own",
-    "sync_batch_norm": "it computes batch norm's statistics over one shard alone",
+    "micro_batch_size": "the batch is cut into shards instead of micro-batches",
+    "sync_batch_norm": "batch norm takes its statistics over one shard alone",
     "compress_gradients": "rounding would depend on the number of processes",
     "compile": "compiled code depends on the shapes that a process has seen",
-    "cuda_graph": "its random numbers change within a step, which a graph cannot repeat",
+    "cuda_graph": "the seed changes within a step, which a graph cannot repeat",
 }
 
 
@@ -129,7 +129,7 @@ class TrainerConfig:
     checkpoint_every_steps: int | None
     keep_checkpoints: int
     timeout_seconds: int
-    cuda_graph: bool = False  # checkpoints from before it have no value
+    cuda_graph: bool = False  # older checkpoints lack it
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
@@ -140,7 +140,7 @@ class TrainerConfig:
         for key, reason in NOT_REPRODUCIBLE.items():
             value = getattr(self, key)
             is_set = value not in (None, False)
-            rule = f"with trainer.reproducible=true, {reason}; reset one of the two to its default"
+            rule = f"with trainer.reproducible=true, {reason}; reset one of the two"
             require(not (self.reproducible and is_set), f"trainer.{key}", value, rule)
 
 
@@ -256,7 +256,7 @@ def config_from_plain(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> C
 
 
 def _upgraded(value: Any) -> Any:
-    """Return a saved config with names that have changed since 0.1.0 began."""
+    """Return a saved config with the names and values of this version."""
     if isinstance(value, Mapping):
         upgraded = {key: _upgraded(part) for key, part in value.items()}
         if upgraded.get("cuda_graph") == "auto":

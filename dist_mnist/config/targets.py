@@ -33,7 +33,7 @@ def instantiate(
     trusted_modules: Sequence[str] = (),
     **kwargs: object,
 ) -> Any:
-    """Build what `config["_target_"]` names, with the rest of the config as keyword arguments.
+    """Build the object that `config["_target_"]` names; the other keys are keyword arguments.
 
     As in Hydra, `_args_` holds positional arguments, and nested targets are built too.
 

@@ -21,7 +21,7 @@ class Changes(NamedTuple):
         moves: int64 of shape (2, B): down and right, from 0 for the largest move one way to
             2 * shift_pixels for the largest the other way; (2, 0) if none is moved.
         warps: float32 of shape (4, B), from 0 to below 1: angle, size, slant and stroke width;
-            (4, 0) if nothing but the place changes.
+            (4, 0) if only the position changes.
     """
 
     moves: torch.Tensor

@@ -29,9 +29,7 @@ def cache_folder() -> Path:
 def cannot_store(folder: Path, error: OSError) -> InputError:
     """Return the sentence for a cache that the system refuses to write."""
     reason = str(cannot_write(folder, error)).partition(";")[0].rstrip(".")
-    return InputError(
-        f"{reason}; images are kept there, or in the folder that XDG_CACHE_HOME names."
-    )
+    return InputError(f"{reason}; set XDG_CACHE_HOME to another folder for decoded images.")
 
 
 def remember(path: Path, compute: Callable[[], Any]) -> Any:

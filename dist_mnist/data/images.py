@@ -26,7 +26,7 @@ class Normalization:
 def count_values(images: torch.Tensor) -> torch.Tensor:
     """Count each of the 256 values in uint8 images: int64 of shape (256,)."""
     counts = torch.zeros(256, dtype=torch.int64)
-    for part in images.flatten().split(PIXELS_AT_ONCE):  # bincount makes int64 of them
+    for part in images.flatten().split(PIXELS_AT_ONCE):  # bincount converts them to int64
         counts += torch.bincount(part, minlength=256)
     return counts
 

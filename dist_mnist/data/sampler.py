@@ -16,7 +16,7 @@ from dist_mnist.distributed.world import World
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The sizes of an epoch and of its global batches."""
+    """The order of an epoch's samples, and the sizes of its global batches."""
 
     size: int  # the number of samples
     global_batch_size: int  # the number of samples in a batch; the last batch may be smaller
@@ -54,9 +54,6 @@ class DistributedBatchSampler:
     seed: int
     epoch: int  # from 0; each epoch has a different order
     first_batch: int = 0  # above 0 in a run that continues in the middle of an epoch
-
-    def __len__(self) -> int:
-        return len(self.order) - self.first_batch
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Yield int64 tensors of shape (share,) on the world's device."""

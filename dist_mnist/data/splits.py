@@ -161,8 +161,8 @@ def load_part(
     samples = getattr(source, "samples", None)
     if not isinstance(samples, MappedImages):
         samples = _read_arrays(config, source)
-    known = max(config.num_classes or 0, int(samples.labels.max()) + 1)
-    classes = tuple(str(name) for name in getattr(source, "classes", range(known)))
+    count = max(config.num_classes or 0, int(samples.labels.max()) + 1)
+    classes = tuple(str(name) for name in getattr(source, "classes", range(count)))
     if config.classes:
         chosen, labels, classes = choose_classes(config, samples.labels, classes)
         samples = samples.subset(chosen)

@@ -26,7 +26,7 @@ def require_same_run(world: World, config: Config, data: Mapping[str, int]) -> N
     Paths and tracking may differ. If the ranks agree, it is one message.
 
     Args:
-        data: The fingerprint of the data.
+        data: `DataSplits.fingerprint`: counts and checksums by name.
 
     Raises:
         InputError: A rank differs from rank 0; the message names the setting and both values.

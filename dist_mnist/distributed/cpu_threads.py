@@ -1,4 +1,4 @@
-"""Chooses the number of CPU threads of a process, by a rule that gives the same at every launch.
+"""Chooses a process's number of CPU threads, by a rule that gives the same at every launch.
 
 Threads with too little work cost more than they gain, and far more beside another program: one
 thread that has lost its core keeps all the others waiting. Imports no torch, so that `wait_briefly`

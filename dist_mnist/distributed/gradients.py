@@ -28,7 +28,7 @@ else:
 # the number of ranks.
 SHARED_MEMORY_LIMIT_BYTES = 2**29
 GATHER_LIMIT_BYTES = 2**29
-GATHER_LIMIT_BYTES_ON_GPUS = 2**23  # 35 times the tutorial's network
+GATHER_LIMIT_BYTES_ON_GPUS = 2**23  # the tutorial's network on 35 GPUs
 
 WITHOUT_SYNC_BATCH_NORM = ("cpu",)
 
@@ -51,7 +51,7 @@ def parallelize(
 
     Args:
         model: The bare module, already on `world.device`.
-        skips_parameters: Whether some steps leave parameters without gradients, as far as is known;
+        skips_parameters: Whether the dry run found parameters without gradients;
             `trainer.find_unused_parameters` decides if it is set.
 
     Raises:
@@ -131,7 +131,7 @@ def _choose_hook(model: DistributedDataParallel, world: World, trainer: TrainerC
     compress, on_gpus = trainer.compress_gradients, world.device.type != "cpu"
     gradient_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     limit = GATHER_LIMIT_BYTES_ON_GPUS if on_gpus else GATHER_LIMIT_BYTES
-    # Two numbers have the same sum in any order.
+    # Two numbers have the same sum in any order, but gloo itself is slower than gathering.
     order_matters = world.size > 2 or not on_gpus
     if _can_share_memory(world, gradient_bytes) and not compress:
         _average_through_shared_memory(model, world, gradient_bytes, trainer.timeout_seconds)

@@ -29,7 +29,7 @@ DEVICES_SHOWN = (
     *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     "ZE_AFFINITY_MASK",
 )
-WHAT_TO_TYPE = {
+ADVICE = {
     "srun": "`sbatch launch/slurm.sh`, or on one node `srun --ntasks=1 {torchrun}`",
     "mpirun": "`{torchrun}`, or on several machines launch/multi_node.sh",
     "mpiexec": "`{torchrun}`, or on several machines launch/multi_node.sh",
@@ -141,8 +141,8 @@ def _refuse_bare_launcher() -> None:
     torchrun = f"torchrun --standalone --nproc_per_node={sizes[name]} -m dist_mnist ..."
     raise LaunchError(
         f"{name} started {sizes[name]} processes, which would not train together: type "
-        f"{WHAT_TO_TYPE[name].format(torchrun=torchrun)}; or set WORLD_SIZE=1 if each of them "
-        "is to work alone.",
+        f"{ADVICE[name].format(torchrun=torchrun)}; or set WORLD_SIZE=1 if each of them "
+        "should run alone.",
         _count(BARE_LAUNCHERS[name][0]),
     )
 

@@ -1,5 +1,6 @@
 """Finds this machine's address and network interface that lead to another machine."""
 
+import fcntl
 import ipaddress
 import socket
 import struct
@@ -32,8 +33,6 @@ def interface_of(address: str) -> str | None:
         return None
     if ":" in address:
         return _interface_of_ipv6(address)
-    import fcntl
-
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # an interface without an address

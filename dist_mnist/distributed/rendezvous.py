@@ -38,7 +38,7 @@ def join_group(world: World, timeout_seconds: int) -> None:
     """Wait for all processes, set up the process group and start the watchdog.
 
     Raises:
-        InputError: Other processes did not come, or cannot be reached.
+        InputError: Other processes did not join, or cannot be reached.
     """
     signals.raise_if_stopped()
     address, _ = meeting_place()
@@ -113,7 +113,7 @@ def _agree_on_prefix(store: Store, world: World, timeout_seconds: int) -> str:
     knows which ranks are missing.
 
     Raises:
-        InputError: Some ranks did not come in time; the message names them.
+        InputError: Some ranks did not join in time; the message names them.
     """
     token = secrets.token_hex(8)
     deadline, pause = time.monotonic() + timeout_seconds, 0.005

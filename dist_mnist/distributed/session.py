@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # From <malloc.h> of the GNU C library.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+# In bytes, the largest that glibc accepts.
 LARGEST_THRESHOLDS = {M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 2**31 - 1}
 
 

@@ -2,8 +2,8 @@
 
 Even on one machine, gloo sends tensors through network sockets and from thread to thread: for the
 gradients of a small network that takes longer than computing them. Here each process copies its
-tensor into shared memory, sends every other process one byte to say so, and then sums what all of
-them wrote, in the order of the ranks, so that all get the same bits.
+tensor into shared memory, sends every other process one byte to say so, and then sums all the
+tensors, in the order of the ranks, so that all get the same bits.
 """
 
 import mmap

@@ -1,4 +1,4 @@
-"""All ranks stop after the same step, whichever of them got the signal."""
+"""All ranks stop after the same step, no matter which one got the signal."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

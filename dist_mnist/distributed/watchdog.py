@@ -195,11 +195,11 @@ def _sentence(before: list[Heartbeat], now: list[Heartbeat]) -> str:
     for rank in ranks:
         if now[rank].beat == before[rank].beat:
             return (
-                f"rank {rank} shows no sign of life (stopped, or its machine is gone); it was last "
-                f"seen in {now[rank].name}; {others}"
+                f"rank {rank} sends no heartbeat (it is stopped, or its machine is gone); "
+                f"it was last seen in {now[rank].name}; {others}"
             )
     if place(last) == place(ahead):
-        return f"every rank is in the same place, {now[last].name}, and none is behind"
+        return f"all ranks are in {now[last].name}, and none is behind"
     return f"rank {last} is behind, in {now[last].name}; {others}"
 
 

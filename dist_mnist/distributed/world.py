@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """One process's place among all processes of the run."""
+    """The rank, the sizes and the device of this process."""
 
     rank: int  # this process, from 0 to size - 1
     local_rank: int  # this process among those on the same machine

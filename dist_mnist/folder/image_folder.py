@@ -62,8 +62,8 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         del download
         if len(image_shape) != 3 or image_shape[0] not in (1, 3) or min(image_shape) < 1:
             raise InputError(
-                f"data.image_shape={list(image_shape)} does not suit pictures: set it to "
-                f"[1,height,width] for shades of gray, or [3,height,width] for colors."
+                f"data.image_shape={list(image_shape)} does not fit pictures: set it to "
+                f"[1,height,width] for grayscale, or [3,height,width] for RGB."
             )
         folder, fit = Path(root), Fit(options["fit"])
         if not folder.is_dir():

@@ -8,7 +8,7 @@ from torch import nn
 from dist_mnist.config.errors import InputError, refusing
 from dist_mnist.config.schema import Config
 from dist_mnist.config.targets import instantiate
-from dist_mnist.models.dry_run import check_outputs, or_contiguous
+from dist_mnist.models.dry_run import check_outputs, retry_contiguous
 
 
 def build_model(config: Config) -> nn.Module:
@@ -25,7 +25,7 @@ def build_model(config: Config) -> nn.Module:
     data = config.data
     with refusing(f"model cannot take images of shape {data.image_shape}"), torch.no_grad():
         model = model.eval().to(memory_format=torch.channels_last)
-        outputs = or_contiguous(model, lambda: model(torch.zeros(2, *data.image_shape)))
+        outputs = retry_contiguous(model, lambda: model(torch.zeros(2, *data.image_shape)))
     check_outputs(outputs, 2, data.class_count)
     return model
 
@@ -58,6 +58,6 @@ def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
 
     if shapes(model.state_dict()) != shapes(weights):
         raise InputError(
-            "the checkpoint does not fit this run: its weights are those of another network."
+            "the checkpoint does not fit the network: its weights have other names or shapes."
         )
     model.load_state_dict(weights)

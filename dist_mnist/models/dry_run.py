@@ -36,12 +36,12 @@ def dry_run(model: nn.Module, data: DataConfig) -> Findings:
         InputError: The network cannot be trained, or its gradients cannot be averaged.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError("model has no trainable parameters: set requires_grad of one to true.")
+        raise InputError("model has no trainable parameters: set requires_grad=True on one.")
     with refusing("model cannot be trained"):
-        return or_contiguous(model, partial(_run, model, data, images=2))
+        return retry_contiguous(model, partial(_run, model, data, images=2))
 
 
-def or_contiguous(model: nn.Module, attempt: Callable[[], T]) -> T:
+def retry_contiguous(model: nn.Module, attempt: Callable[[], T]) -> T:
     """Return the result of an attempt; if it fails, make the model contiguous and try once more.
 
     `view` fails on channels-last images.
@@ -94,7 +94,7 @@ def _run(model: nn.Module, data: DataConfig, images: int) -> Findings:
         copied = copy.deepcopy(model).train()
     except Exception as error:  # a lock, for example
         raise InputError(
-            f"model cannot be copied ({one_line(error)}): let each of its attributes work with "
+            f"model cannot be copied ({one_line(error)}): its attributes must work with "
             f"copy.deepcopy."
         ) from error
     for layer in copied.modules():
@@ -123,6 +123,6 @@ def _check_gradients(model: nn.Module) -> None:
         else:
             continue
         raise InputError(
-            f"model.{name} has {kind} gradients, which cannot be averaged over processes and "
-            f"checked: use a layer with dense, real ones (for an embedding, sparse=False)."
+            f"model.{name} has {kind} gradients, which can be neither averaged over processes "
+            f"nor checked: use a layer with dense, real ones (for an embedding, sparse=False)."
         )

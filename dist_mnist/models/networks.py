@@ -67,7 +67,7 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        width, height, side = image_shape
+        inputs, height, side = image_shape
         if height != side:
             raise ValueError(f"images must be square, not {height} by {side}")
         strides = strides or [1] * len(channels)
@@ -78,20 +78,20 @@ class ConvNet(nn.Module):
             )
         for index, out in enumerate(channels):
             kernel, stride = kernel_sizes[index], strides[index]
-            layers.append(nn.Conv2d(width, out, kernel, stride, bias=False))
+            layers.append(nn.Conv2d(inputs, out, kernel, stride, bias=False))
             side = (side - kernel) // stride + 1
             if stride == 1 and index < len(channels) - 1:
                 # Before batch norm, which then has only a quarter of the values to normalize.
                 layers.append(nn.MaxPool2d(2))
                 side //= 2
             layers += [nn.BatchNorm2d(out), nn.ReLU()]
-            width = out
+            inputs = out
         if side < 1:
             raise ValueError(f"images of {height} pixels are too small for {len(channels)} layers")
         layers.append(nn.Flatten())
         if dropout:
             layers.append(nn.Dropout(dropout))
-        layers.append(nn.Linear(width * side**2, num_classes))
+        layers.append(nn.Linear(inputs * side**2, num_classes))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,7 @@ def thawing_parameters(model: nn.Module, config: TransferConfig) -> list[nn.Para
 def frozen_norms(model: nn.Module, patterns: Sequence[str]) -> Iterator[nn.Module]:
     """Yield the batch norms all of whose parameters match the patterns.
 
-    A batch norm without parameters goes by the name of its running mean.
+    A batch norm without parameters is matched by the name of its running mean.
     """
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is None:
@@ -125,8 +125,8 @@ def _by_pattern(names: Iterable[str], patterns: Iterable[str]) -> dict[str, list
     several = [name for name, count in Counter(chain(*found.values())).items() if count > 1]
     if several:
         raise InputError(
-            f"transfer.learning_rates has several rates for {', '.join(several)}: let one pattern "
-            f"match it."
+            f"transfer.learning_rates has several rates for {', '.join(several)}: let only one "
+            f"pattern match each."
         )
     return found
 

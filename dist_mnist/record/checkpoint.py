@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.overrides import in_home
@@ -84,8 +86,6 @@ def _step(path: Path) -> int:
 
 def encode(content: dict[str, Any]) -> bytes:
     """Return the bytes of a checkpoint file."""
-    from safetensors.torch import save as to_safetensors
-
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps({key: _take_tensors(value, key, tensors) for key, value in content.items()})
     metadata = {"format": "pt", "dist_mnist": text, "checksum": NO_CHECKSUM}
@@ -139,8 +139,6 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _decode(encoded: bytes) -> dict[str, Any]:
-    from safetensors.torch import load as from_safetensors
-
     (header_size,) = HEADER_SIZE.unpack_from(encoded)
     header = encoded[HEADER_SIZE.size : HEADER_SIZE.size + header_size]
     metadata = json.loads(header)["__metadata__"]
@@ -150,7 +148,7 @@ def _decode(encoded: bytes) -> dict[str, Any]:
         raise InputError("its checksum is wrong")
     content = _put_tensors(json.loads(metadata["dist_mnist"]), from_safetensors(encoded))
     optimizer = content.get("optimizer", {})
-    if "state" in optimizer:  # JSON made strings of the parameters' numbers
+    if "state" in optimizer:  # JSON turned the parameter numbers into strings
         optimizer["state"] = {int(key): value for key, value in optimizer["state"].items()}
     return content  # type: ignore[no-any-return]
 

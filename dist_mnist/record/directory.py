@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+from omegaconf import OmegaConf
 
 from dist_mnist.config.errors import InputError, one_line
 from dist_mnist.config.schema import Config, Resume
@@ -51,8 +52,8 @@ def lock_run_directory(directory: Path, resume: Resume, timeout_seconds: float) 
     Only rank 0 may call this. The system frees the lock when this process ends, however it ends.
 
     Raises:
-        InputError: Another launch is using the directory, it cannot be written, or `resume` does
-            not allow what it holds.
+        InputError: Another launch is using the directory, it cannot be written, or `resume`
+            does not allow a run, or a new one, there.
     """
     _check_resume(directory, resume)  # before anything is created there
     patience = SHARE_OF_TIMEOUT * timeout_seconds if is_restart() else LOCK_PATIENCE_SECONDS
@@ -110,7 +111,5 @@ def _check_resume(directory: Path, resume: Resume) -> None:
 
 
 def _write_yaml(path: Path, content: object) -> None:
-    from omegaconf import OmegaConf
-
     text = OmegaConf.to_yaml(OmegaConf.create(content))  # type: ignore[call-overload]
     write_atomically(path, text.encode())

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import flat
 from dist_mnist.record.files import write_atomically
@@ -100,8 +102,6 @@ def read_run(run_dir: Path) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> Any:
-    from omegaconf import OmegaConf
-
     with suppress(Exception):  # the page is useful without it
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     return None

@@ -111,8 +111,7 @@ def start_tracking(
     config = wandb_variables.complete(config)
     resume = wandb_variables.resume_policy(run_dir)
     run_id = wandb_variables.run_id(run_dir)
-    # A silent server would delay the start, since wandb asks it for the user's name to greet, and
-    # the end, since wandb sends it reports about itself.
+    # With a silent server, wandb's greeting would delay the start and its error reports the end.
     os.environ["WANDB_SILENT"] = "true"
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     if mode is TrackingMode.online:
@@ -126,7 +125,7 @@ def start_tracking(
             tracker.log(line)
         return tracker
 
-    return BackgroundTracker(start, _let_go)
+    return BackgroundTracker(start, _tear_down)
 
 
 def _check(config: TrackingConfig, run_dir: Path, run_id: str, resume: ResumePolicy) -> None:
@@ -202,10 +201,11 @@ def _begin(
         if mode is TrackingMode.online and isinstance(error, mistakes):
             raise _mistake(config, error) from error
         logger.warning(
-            "wandb is written offline, since there is no server (%s); this uploads it later: %s",
+            "wandb's server cannot be reached (%s), so the run is written offline; "
+            "upload it later: %s",
             *(one_line(error), _sync_command(folder)),
         )
-        _let_go()  # otherwise wandb reserves the id for the run that failed to start
+        _tear_down()  # otherwise wandb reserves the id for the run that failed to start
         _delete(_folders(folder, "run", run_id) - earlier)
     _delete(_folders(folder, "offline-run", run_id))
     try:
@@ -241,7 +241,7 @@ def _delete(folders: Iterable[Path]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _let_go() -> None:
+def _tear_down() -> None:
     """End wandb's service, and let Python exit without waiting for it."""
     import wandb
 

@@ -37,7 +37,7 @@ from dist_mnist.training.cuda_graph import (
     objection,
 )
 from dist_mnist.training.finite import FiniteCheck
-from dist_mnist.training.progress import Progress, RunningMetrics
+from dist_mnist.training.progress import Progress, RunningMetrics, Totals
 from dist_mnist.training.schedules import build_schedule
 from dist_mnist.training.shards import SHARDS, set_reproducible, step_in_shards
 from dist_mnist.training.state import TrainingState
@@ -59,11 +59,11 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     """
     trainer, device = config.trainer, world.device
     set_reproducible(world, trainer.reproducible)
-    order = _build_order(config, world, splits)
-    model, parallel_model = _build_models(config, world, order)
     set_gpu_arithmetic(trainer.precision)
     dtype = compute_dtype(trainer.precision, device)
-    scaler, progress = gradient_scaler(device, dtype), Progress()
+    scaler = gradient_scaler(device, dtype)
+    order = _build_order(config, world, splits)
+    model, parallel_model = _build_models(config, world, order)
     thawing = thawing_parameters(model, config.transfer)
     groups = parameter_groups(model, config.transfer)
     optimizer = _build_optimizer(config, groups, scaler)
@@ -89,9 +89,11 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         dtype=dtype,
         order=order,
         last_step=min(total_steps, trainer.max_steps or total_steps),
-        progress=progress,
-        finite_check=FiniteCheck(optimizer, scaler, device, device.type in ("cpu", "mps")),
-        metrics=RunningMetrics(world, progress.epoch_totals),
+        progress=Progress(),
+        finite_check=FiniteCheck(
+            optimizer, scaler, device, waits_every_step=device.type in ("cpu", "mps")
+        ),
+        metrics=RunningMetrics(world, Totals()),
     )
     state.step = partial(step_in_shards if trainer.reproducible else step, state)
     state.compute = partial(compute, state)
@@ -151,22 +153,20 @@ def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.M
         samples = trainer.micro_batch_size or trainer.global_batch_size / world.size
         threads = choose_threads(world.local_size, samples * findings.multiply_adds)
         torch.set_num_threads(trainer.cpu_threads or threads)
-    model = trained = model.to(world.device)
+    model = trained_model = model.to(world.device)
     if trainer.compile:  # the first step compiles; try now whether that works here
         with refusing("trainer.compile=true does not work on this machine"):
             torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=world.device))
         # `set_gpu_arithmetic` has chosen; torch up to 2.12 would recommend another choice.
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
-        trained = torch.compile(model)  # type: ignore[assignment]
+        trained_model = torch.compile(model)  # type: ignore[assignment]
     # A network that skips layers by its own numbers may have skipped some on one rank only.
     (skips_parameters,) = all_reduce_max(world, [bool(findings.unused)])
-    return model, parallelize(trained, world, trainer, bool(skips_parameters))
+    return model, parallelize(trained_model, world, trainer, bool(skips_parameters))
 
 
 def _piece_sizes(trainer: TrainerConfig, world: World, order: EpochOrder) -> set[int]:
-    """Return the numbers of images over which batch norm takes its statistics in one process.
-
-    Synchronized batch norm takes them over all processes; then there are none.
+    """Return the sizes of the micro-batches of any rank; none if batch norm is synchronized.
 
     Raises:
         InputError: Synchronized batch norm would leave a process without an image.

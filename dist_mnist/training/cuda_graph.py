@@ -101,7 +101,7 @@ def objection(
     if device.type != "cuda":
         return f"this run computes on {device.type}, not on a CUDA GPU"
     if is_scaled:
-        return "with fp16, the scale of the gradients is changed outside it"
+        return "with fp16, the loss scale changes between steps"
     groups = optimizer.param_groups
     can_be_captured = isinstance(optimizer, torch.optim.SGD) or all(
         "capturable" in g for g in groups

@@ -110,7 +110,7 @@ class Evaluation:
         first. Each cell gets one sample before any cell gets a second one.
 
         Args:
-            first: The number of the worst mistakes to begin with, whatever their cells.
+            first: The number of the worst mistakes to put first, from any cell.
             per_cell: The most samples of a cell.
             most: The most samples in all.
 
@@ -153,7 +153,7 @@ def journal_values(part: str, evaluation: Evaluation | None) -> dict[str, Any]:
 
 @torch.inference_mode()
 def evaluate(
-    classifier: Classifier, loss: nn.Module, dataset: Samples, world: World, batch_size: int
+    classifier: Classifier, loss: nn.Module, samples: Samples, world: World, batch_size: int
 ) -> Evaluation:
     """Predict every sample once, in eval mode; the network is left in the mode it was in.
 
@@ -164,18 +164,18 @@ def evaluate(
     Args:
         classifier: With its network on `world.device`.
         loss: Returns one value per sample.
-        dataset: The samples, on `world.device`.
+        samples: On `world.device`.
         batch_size: The samples of a block, which is one forward pass of one process.
     """
     modes = [(module, module.training) for module in classifier.model.modules()]
     classifier.model.eval()
     broadcast_buffers(world, classifier.model)
-    table = torch.zeros(4, len(dataset), device=world.device)
-    blocks = range(0, len(dataset), batch_size)
+    table = torch.zeros(4, len(samples), device=world.device)
+    blocks = range(0, len(samples), batch_size)
     for start in blocks[world.rank :: world.size]:
         watchdog.keep_alive()
         block = slice(start, start + batch_size)
-        images, labels = dataset.block(block)
+        images, labels = samples.block(block)
         outputs = classifier.logits(images)
         confidences, predictions = outputs.softmax(dim=1).max(dim=1)
         seen = torch.ones_like(confidences)
@@ -185,7 +185,7 @@ def evaluate(
     losses, predictions, confidences, seen = all_reduce_sum(world, table).cpu()
     if not bool((seen == 1).all()):
         raise RuntimeError("evaluation did not see every sample exactly once")
-    return Evaluation(dataset.labels.cpu(), predictions.long(), confidences, losses)
+    return Evaluation(samples.labels.cpu(), predictions.long(), confidences, losses)
 
 
 def validate(state: TrainingState) -> Evaluation | None:

@@ -1,7 +1,6 @@
 """The test at the end of a run: the best checkpoint's score, taken once, and its pictures."""
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +61,7 @@ def _journal_line(
     step, classes = state.progress.step, len(state.splits.classes)
     return {
         "kind": "test",
-        "epoch": math.ceil(step / len(state.order)),
+        "epoch": state.epochs_begun,
         "step": step,
         **journal_values("test", test),
         "seconds": round(seconds, 3),
@@ -79,7 +78,7 @@ def _draw(
 ) -> Media:
     """Draw the pictures of the run; return them and a table of mistakes for the trackers.
 
-    The work is done by now, so a run that cannot have its pictures ends well without them.
+    The work is done by now, so a run without its pictures still ends well.
     """
     classes, samples = state.splits.classes, state.splits.test
     mistakes = test.worst_mistakes(MOST_MISTAKES)
@@ -95,7 +94,7 @@ def _draw(
         drawn = draw_plots(run_dir, test, samples, classes)
     except Exception as error:
         drawn = []
-        logger.warning("the run is complete, but without its pictures: %s", one_line(error))
+        logger.warning("the run is complete, but its plots could not be drawn: %s", one_line(error))
     table = Table(["image", "label", "prediction", "confidence"], rows)
     return {f"plots/{path.stem}": path for path in drawn} | {"test/worst_mistakes": table}
 

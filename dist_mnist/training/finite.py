@@ -12,9 +12,10 @@ class NonFiniteError(InputError):
 class FiniteCheck:
     """Checks the gradients of every step, which are the same on every rank.
 
-    The first step that is not finite is skipped, and so are all later steps. On a CPU the caller
-    asks after every check. Asking a GPU would mean waiting for it, so there a fused optimizer skips
-    the step on the GPU, and the number of skipped steps later shows which step was the first.
+    The first step that is not finite is skipped, and so are all later steps. On a CPU or MPS the
+    caller asks after every check. Asking a GPU would mean waiting for it, so there a fused
+    optimizer skips the step on the GPU, and the number of skipped steps later shows which step was
+    the first.
 
     A scaler of float16 gradients skips steps to adapt its scale, which is not an error: those are
     only counted.
@@ -45,7 +46,7 @@ class FiniteCheck:
         if is_fused and not (self._is_scaled or self.waits_every_step):
             optimizer.found_inf = self._found  # type: ignore[attr-defined]
 
-    def check(self) -> None:
+    def record(self) -> None:
         """Record whether the gradients are finite now."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._is_scaled:

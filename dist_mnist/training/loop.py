@@ -86,9 +86,8 @@ def finish_epoch(state: TrainingState, recorder: Recorder) -> dict[str, Any]:
     validation = validate(state)
     accuracy = criterion(validation, state.config.data.balance)
     is_finished = progress.step % len(state.order) == 0
-    epoch = math.ceil(progress.step / len(state.order))
     line = epoch_line(
-        progress, epoch, state.learning_rate, journal_values("validation", validation)
+        progress, state.epochs_begun, state.learning_rate, journal_values("validation", validation)
     )
     best = is_best(progress, accuracy, is_finished)
     if is_finished:

@@ -104,7 +104,7 @@ class Progress:
         amounts = [*astuple(progress.epoch_totals), *astuple(progress.logged_totals)]
         amounts += [progress.epoch_seconds, progress.best_accuracy or 0.0]
         if not all(isinstance(amount, (int, float)) for amount in amounts):
-            raise TypeError("its progress contains something that is not a number")
+            raise TypeError("its progress contains a value that is not a number")
         return progress
 
 

@@ -30,7 +30,7 @@ class Start:
     description: str  # the network, the device and the data, in a few lines
     processes: int  # the number of ranks
     step: int  # the optimizer steps that are done
-    finished_epochs: int  # the number of finished epochs
+    epochs: int  # the epochs whose journal lines are kept
     lines: int  # the number of journal lines at that step
 
 
@@ -113,11 +113,10 @@ def open_recorder(
     write_config(run_dir, plain_config, start.overrides)
     note_start(run_dir, start.step, start.description, start.processes)
     with log_to_file(run_dir), closing(Journal(run_dir)) as journal:
-        lines = journal.cut_back(start.step, start.finished_epochs)
+        lines = journal.cut_back(start.step, start.epochs)
         if len(lines) < start.lines:
             logger.warning(
-                "%s has lost %d of the lines that it had at step %d: pictures and trackers will "
-                "lack them.",
+                "%s is missing %d lines from before step %d: plots and trackers will lack them.",
                 *(journal.path, start.lines - len(lines), start.step),
             )
         keep = config.trainer.keep_checkpoints

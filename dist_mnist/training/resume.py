@@ -1,4 +1,4 @@
-"""Saving and restoring a run: what a checkpoint holds, and where a run continues."""
+"""The content of a checkpoint, and the checks before a run continues from one."""
 
 import json
 import logging
@@ -146,7 +146,7 @@ def _check_same_data(state: TrainingState, saved: dict[str, Any]) -> None:
     for name in ("training samples", "checksum of the training samples", "the normalization"):
         if now[name] != then.get(name):
             raise InputError(
-                f"the data in data.root={root} is not what this run began with: {name} was "
+                f"the data in data.root={root} has changed since this run began: {name} was "
                 f"{then.get(name)} and is {now[name]}; put the old files back, or choose a new "
                 f"run_dir."
             )

@@ -5,7 +5,6 @@ rank learns of a mistake before any rank waits for another.
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -85,7 +84,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
     timeout = config.trainer.timeout_seconds
     with lock_run_directory(run_dir, config.resume, timeout) if world.is_main else nullcontext():
         resume(state, run_dir)
-        transferred = _take_weights(state)
+        transferred = _transfer_weights(state)
         description = describe(state)
         start = _start(state, overrides, description)
         with (
@@ -102,7 +101,7 @@ def run(config: Config, world: World, overrides: Sequence[str] = ()) -> Result:
     return Result(run_dir, test)
 
 
-def _take_weights(state: TrainingState) -> str:
+def _transfer_weights(state: TrainingState) -> str:
     """Give a new run the weights in `transfer.checkpoint`, which rank 0 reads.
 
     A run that continues has its own weights already and does not need that file any more.
@@ -150,11 +149,11 @@ def describe(state: TrainingState) -> str:
 
 
 def _start(state: TrainingState, overrides: Sequence[str], description: str) -> Start:
-    progress, epoch = state.progress, state.epoch
-    lines = progress.step_lines + epoch
-    if state.is_over:  # an epoch that was cut short stays, since it will not be trained to its end
-        epoch = math.ceil(progress.step / len(state.order))
-    return Start(overrides, description, state.world.size, progress.step, epoch, lines)
+    progress = state.progress
+    lines = progress.step_lines + state.epoch
+    # The line of an epoch that max_steps cut short is kept: that epoch will not be finished.
+    epochs = state.epochs_begun if state.is_over else state.epoch
+    return Start(overrides, description, state.world.size, progress.step, epochs, lines)
 
 
 def _recorder(
@@ -167,7 +166,7 @@ def _recorder(
 
 def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
     if state.is_over:
-        logger.info("already finished with step %d: testing it again", state.progress.step)
+        logger.info("already finished at step %d: testing again", state.progress.step)
     elif state.progress.step:
         logger.info("continuing after step %d of %d", state.progress.step, state.last_step)
     try:

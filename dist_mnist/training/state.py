@@ -55,6 +55,11 @@ class TrainingState:
         return self.progress.step // len(self.order)
 
     @property
+    def epochs_begun(self) -> int:
+        """The number of epochs begun, including one that was cut short."""
+        return -(-self.progress.step // len(self.order))
+
+    @property
     def is_over(self) -> bool:
         """True once the last step is done."""
         return self.progress.step >= self.last_step
@@ -65,8 +70,8 @@ class TrainingState:
         return self.learning_rates[0] * self.schedule(self.progress.step - 1)
 
     @property
-    def held(self) -> Sequence[nn.Parameter]:
-        """Parameters that have gradients in this epoch and must not change."""
+    def still_frozen(self) -> Sequence[nn.Parameter]:
+        """Thawing parameters before their epoch: they have gradients but must not change."""
         return self.thawing if self.config.transfer.frozen_in(self.epoch) else ()
 
     @property
@@ -80,6 +85,7 @@ class TrainingState:
         first = self.progress.step - self.epoch * len(self.order)
         due = min(len(self.order) - first, self.last_step - self.progress.step)
         train = self.splits.train
+        # Samples on the host are indexed there; `deliver` brings them to the device.
         world = replace(self.world, device=train.labels.device)
         indices = DistributedBatchSampler(self.order, world, self.config.seed, self.epoch, first)
         sizes = map(self.order.batch_size, range(first, first + due))

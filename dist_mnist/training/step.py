@@ -45,69 +45,6 @@ def step(state: TrainingState, batch: Batch) -> None:
         state.metrics.update(losses, outputs, labels)
 
 
-def compute(
-    state: TrainingState, images: torch.Tensor, labels: torch.Tensor, batch_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward, backward and optimizer, for one share of a global batch.
-
-    It waits for no device and decides nothing by the values in a tensor, so a CUDA graph can repeat
-    it. On a CPU it also checks whether the gradients are finite.
-
-    DDP averages the ranks' gradients. With the weight `world.size / batch_size` that average is the
-    sum over all samples divided by their number, however unevenly they are shared.
-
-    Args:
-        images: uint8 of shape (share, C, H, W); the share may be empty.
-        labels: int64 of shape (share,).
-        batch_size: The number of samples in the global batch, over all ranks.
-
-    Returns:
-        The losses (share,) and the outputs (share, classes), float32 without gradients;
-        undefined for an empty share.
-    """
-    weight = state.world.size / batch_size
-    if (
-        len(labels) == 0
-    ):  # the all-reduce needs a gradient from every rank: any two samples, times 0
-        images, labels = state.splits.train.block(slice(2))
-        weight = 0.0
-    micro_batch_size = state.config.trainer.micro_batch_size
-    count = piece_count(batch_size, state.world.size, micro_batch_size)
-    results = []
-    for piece_images, piece_labels, is_last in pieces(images, labels, count):
-        with nullcontext() if is_last else without_sync(state.parallel_model):
-            results.append(add_gradients(state, piece_images, piece_labels, weight))
-    require_averaged(state.parallel_model)
-    apply_gradients(state)
-    if len(results) == 1:
-        return results[0]
-    losses, outputs = map(torch.cat, zip(*results, strict=True))
-    return losses, outputs
-
-
-def piece_count(batch_size: int, world_size: int, micro_batch_size: int | None) -> int:
-    """Return the number of pieces into which every rank cuts its share of a global batch.
-
-    All ranks go by the largest share, since synchronized batch norm waits for all of them in each
-    forward pass.
-    """
-    largest_share = -(-batch_size // world_size)
-    return -(-largest_share // micro_batch_size) if micro_batch_size else 1
-
-
-def pieces(
-    images: torch.Tensor, labels: torch.Tensor, count: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
-    """Yield at most `count` pieces of nearly the same size, and whether each is the last one."""
-    if count == 1:  # the usual case: splitting would cost 1 % of a small step
-        yield images, labels, True
-        return
-    count = min(count, len(labels))
-    parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-    for number, (piece_images, piece_labels) in enumerate(parts, start=1):
-        yield piece_images, piece_labels, number == count
-
-
 def set_learning_rates(state: TrainingState) -> None:
     """Set the learning rate of every parameter group for the step that is about to be made."""
     factor = state.schedule(state.progress.step)
@@ -146,6 +83,68 @@ def seed_step(state: TrainingState, part: int) -> None:
     seed_device(state.world.device, seed)
 
 
+def compute(
+    state: TrainingState, images: torch.Tensor, labels: torch.Tensor, batch_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward, backward and optimizer, for one share of a global batch.
+
+    It waits for no device and decides nothing by the values in a tensor, so a CUDA graph can repeat
+    it. On a CPU or MPS it also raises if a gradient is not finite.
+
+    DDP averages the ranks' gradients. With the weight `world.size / batch_size` that average is the
+    sum over all samples divided by their number, however unevenly they are shared.
+
+    Args:
+        images: uint8 of shape (share, C, H, W); the share may be empty.
+        labels: int64 of shape (share,).
+        batch_size: The number of samples in the global batch, over all ranks.
+
+    Returns:
+        The losses (share,) and the outputs (share, classes), float32 without gradients;
+        undefined for an empty share.
+    """
+    weight = state.world.size / batch_size
+    # The all-reduce needs a gradient from every rank: that of any two samples, times 0.
+    if len(labels) == 0:
+        images, labels = state.splits.train.block(slice(2))
+        weight = 0.0
+    micro_batch_size = state.config.trainer.micro_batch_size
+    count = piece_count(batch_size, state.world.size, micro_batch_size)
+    results = []
+    for piece_images, piece_labels, is_last in pieces(images, labels, count):
+        with nullcontext() if is_last else without_sync(state.parallel_model):
+            results.append(add_gradients(state, piece_images, piece_labels, weight))
+    require_averaged(state.parallel_model)
+    apply_gradients(state)
+    if len(results) == 1:
+        return results[0]
+    losses, outputs = map(torch.cat, zip(*results, strict=True))
+    return losses, outputs
+
+
+def piece_count(batch_size: int, world_size: int, micro_batch_size: int | None) -> int:
+    """Return the number of pieces into which every rank cuts its share of a global batch.
+
+    All ranks cut as the largest share requires, since synchronized batch norm waits for all of them
+    in each forward pass.
+    """
+    largest_share = -(-batch_size // world_size)
+    return -(-largest_share // micro_batch_size) if micro_batch_size else 1
+
+
+def pieces(
+    images: torch.Tensor, labels: torch.Tensor, count: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
+    """Yield at most `count` pieces of nearly the same size, and whether each is the last one."""
+    if count == 1:  # the usual case: splitting would cost 1 % of a small step
+        yield images, labels, True
+        return
+    count = min(count, len(labels))
+    parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+    for number, (piece_images, piece_labels) in enumerate(parts, start=1):
+        yield piece_images, piece_labels, number == count
+
+
 def add_gradients(
     state: TrainingState, images: torch.Tensor, labels: torch.Tensor, weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,10 +177,10 @@ def apply_gradients(state: TrainingState) -> None:
         NonFiniteError: A gradient is not finite; the step was not made.
     """
     # A learning rate of 0 would not be enough: the optimizer's momentum would build up meanwhile.
-    for parameter in state.held:
+    for parameter in state.still_frozen:
         parameter.grad = None
     check = state.finite_check
-    check.check()
+    check.record()
     if check.waits_every_step and check.skipped_steps():
         raise non_finite_error(state, state.progress.step)
     clip = state.config.trainer.gradient_clip_norm

@@ -35,7 +35,7 @@ def test_job_returns_its_validation_accuracy(
     small_root: Path, tmp_path: Path, no_pictures: None
 ) -> None:
     config = make_config(*RUN, f"data.root={small_root}", f"run_dir={tmp_path}")
-    score = train.train(config, is_sweep=True, overrides=[])
+    score = train.train_in_session(config, is_sweep=True, overrides=[])
     lines = read_journal(tmp_path / "metrics.jsonl")
     scores = [line["validation/accuracy"] for line in lines if line["kind"] == "epoch"]
     assert score == max(scores)
@@ -44,7 +44,9 @@ def test_job_returns_its_validation_accuracy(
 
 def test_no_validation_no_score(small_root: Path, tmp_path: Path, no_pictures: None) -> None:
     overrides = ["data.validation_size=0", f"data.root={small_root}", f"run_dir={tmp_path}"]
-    assert train.train(make_config(*RUN, *overrides), is_sweep=False, overrides=[]) is None
+    assert (
+        train.train_in_session(make_config(*RUN, *overrides), is_sweep=False, overrides=[]) is None
+    )
 
 
 def test_sweep_where_nothing_can_be_written() -> None:

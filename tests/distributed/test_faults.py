@@ -278,7 +278,7 @@ def test_slow_rank_is_named(small_root: Path, tmp_path: Path) -> None:
     stopped = start_hanging(small_root, tmp_path / "stopped", "SIGSTOP")
     slow = start_hanging(small_root, tmp_path / "slow", "sleep")
     for process, sentence in (
-        (stopped, "rank 1 shows no sign of life"),
+        (stopped, "rank 1 sends no heartbeat"),
         (slow, "rank 1 is behind, in step 5; rank 0 waits in the gradients of step 5"),
     ):
         (error,) = errors_of(process)

@@ -196,7 +196,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path, files: list[str], message: 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.image_shape=[2,28,28]", r"data.image_shape=\[2, 28, 28\] does not suit"),
+        ("data.image_shape=[2,28,28]", r"data.image_shape=\[2, 28, 28\] does not fit"),
         ("data.test_size=0.001", "data.test_size=0.001 makes 0 of the 40"),
         ("data.test_size=40", "data.test_size=40 makes 40 of the 40"),
         ("data.root=/nowhere", "data.root=/nowhere is not a folder"),

@@ -57,7 +57,7 @@ def test_run_without_pictures_ends_well(small_root: Path, tmp_path: Path) -> Non
     run_once([*SHORT, f"data.root={small_root}", f"run_dir={tmp_path}"])
     assert read_journal(tmp_path / "metrics.jsonl")[-1]["kind"] == "test"
     log = (tmp_path / "train.log").read_text().splitlines()
-    assert [line for line in log if " WARNING " in line and "without its pictures" in line]
+    assert [line for line in log if " WARNING " in line and "its plots could not be drawn" in line]
     assert len([line for line in log if " WARNING " in line]) == 1
 
 

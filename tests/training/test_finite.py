@@ -31,7 +31,7 @@ def optimize(
     weights = []
     for factor in losses:
         scaler.scale(weight.sum() * factor).backward()
-        check.check()
+        check.record()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -67,11 +67,11 @@ def test_finite_gradients_stay_as_they_are() -> None:
     check = FiniteCheck(optimizer, off, CPU, waits_every_step=True)
     weight.grad = torch.randn(100)
     before = weight.grad.clone()
-    check.check()
+    check.record()
     assert torch.equal(weight.grad, before)
     assert check.skipped_steps() == 0
     weight.grad[7] = float("inf")
-    check.check()
+    check.record()
     assert check.skipped_steps() == 1
 
 
