@@ -45,7 +45,8 @@ def refusing(sentence: str, advice: str = "") -> Iterator[None]:
 def one_line(error: BaseException | None) -> str:
     """Return an exception's message without line breaks, or its class name if it has none.
 
-    A message that is not ours is cut after 300 characters.
+    A message that is not ours is cut to 300 characters.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, InputError) else text[:LONGEST_REASON]
+    is_short = isinstance(error, InputError) or len(text) <= LONGEST_REASON
+    return text if is_short else f"{text[: LONGEST_REASON - 6].rsplit(' ', 1)[0]} [...]"

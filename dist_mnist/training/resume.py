@@ -147,8 +147,8 @@ def _check_same_data(state: TrainingState, saved: dict[str, Any]) -> None:
         if now[name] != then.get(name):
             raise InputError(
                 f"the data in data.root={root} has changed since this run began: {name} was "
-                f"{then.get(name)} and is {now[name]}; put the old files back, or choose a new "
-                f"run_dir."
+                f"{then.get(name)} and is {now[name]}; put the old files and package versions "
+                f"back, or choose a new run_dir."
             )
 
 

@@ -32,6 +32,7 @@ def device() -> torch.device:
         return world.device
 
 
+@pytest.mark.slow
 def test_plain_srun_is_refused_once(tmp_path: Path) -> None:
     start = f"export SLURM_PROCID; '{sys.executable}' -m dist_mnist & "
     script = f"export SLURM_STEP_NUM_TASKS=2; for SLURM_PROCID in 0 1; do {start} done; wait"

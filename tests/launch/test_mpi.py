@@ -14,7 +14,7 @@ LAUNCHERS = {
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", ["mpirun", pytest.param("mpiexec", marks=pytest.mark.slow)])
 def test_mpi_is_refused_once(name: str, tmp_path: Path) -> None:
     program, *options = LAUNCHERS[name]
     if not shutil.which(program):

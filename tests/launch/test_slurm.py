@@ -63,6 +63,7 @@ def test_preempted_job_continues(
     assert "stopped by SIGTERM after step" in (tmp_path / "job.log").read_text()
 
 
+@pytest.mark.slow
 def test_mistake_does_not_requeue(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, overrides=["optimizer.lrr=1"])
     with pytest.raises(AssertionError, match="FAILED"):

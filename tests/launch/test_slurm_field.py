@@ -45,6 +45,7 @@ def test_any_name_and_any_argument(cluster: Cluster, script: Path, tmp_path: Pat
     assert not [*tmp_path.glob(".slurm-*")]
 
 
+@pytest.mark.slow
 def test_export_none_loses_no_node(cluster: Cluster, script: Path, tmp_path: Path) -> None:
     job = submit(cluster, script, tmp_path, options=("--export=NONE",))
     cluster.wait_for(job, "COMPLETED", 30)
@@ -67,6 +68,7 @@ def test_job_from_an_array_counts_alone(cluster: Cluster, script: Path, tmp_path
     wait_until(lambda: cluster.show(f"{outer}_7", "JobState") == "COMPLETED", 30, "outer ends")
 
 
+@pytest.mark.slow
 def test_task_of_an_array_is_requeued_alone(cluster: Cluster, script: Path, tmp_path: Path) -> None:
     (script.parent / "multi_node.sh").write_text(
         "#!/bin/bash\n((SLURM_RESTART_COUNT || SLURM_ARRAY_TASK_ID == 1)) || exit 75\n"

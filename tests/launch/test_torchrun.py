@@ -62,6 +62,7 @@ def end(agents: list[subprocess.Popen[str]]) -> list[int]:
     return [agent.wait(60) for agent in agents]
 
 
+@pytest.mark.slow
 def test_two_hosts_match_one_process(
     hosts: list[Host], small_root: Path, tmp_path: Path, undisturbed: str
 ) -> None:

@@ -258,6 +258,7 @@ def free_bytes(place: Path) -> int:
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_full_disk_and_room_again(
     small_root: Path, whole: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:

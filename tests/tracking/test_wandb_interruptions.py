@@ -78,7 +78,7 @@ def signal_service(number: int) -> list[int]:
     return pids
 
 
-@pytest.mark.parametrize("answer", ["refused", "silence"])
+@pytest.mark.parametrize("answer", ["refused", pytest.param("silence", marks=pytest.mark.slow)])
 def test_server_away_at_start(
     server: WandbServer,
     tmp_path: Path,
@@ -108,6 +108,7 @@ def test_server_back_at_a_later_start(server: WandbServer, tmp_path: Path) -> No
     assert server.numbers(tmp_path) == [3, 6, 9, 12]
 
 
+@pytest.mark.slow
 def test_server_away_at_a_later_start(server: WandbServer, tmp_path: Path) -> None:
     track(tmp_path, "online", [], steps(1, 2))
     server.answers.clear()
@@ -121,7 +122,7 @@ def test_server_away_at_a_later_start(server: WandbServer, tmp_path: Path) -> No
     assert server.numbers(tmp_path) == [3, 6, 9, 12, 15]
 
 
-@pytest.mark.parametrize("is_back", [True, False])
+@pytest.mark.parametrize("is_back", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_server_away_in_the_middle(
     server: WandbServer,
     tmp_path: Path,
