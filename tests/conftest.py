@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# The environment of the tests and of what they start. torch is not imported before it is set.
+# The environment of the tests and of their programs. torch is not imported before it is set.
 os.environ["WANDB_MODE"] = "disabled"  # except in the tests of wandb
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["NETRC"] = os.devnull  # no test may find a developer's key and upload a run
@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what is slow, unless it is asked for."""
+    """Skip the slow tests, unless `--slow` is given."""
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:
@@ -76,7 +76,7 @@ def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def console() -> Iterator[None]:
-    """Take back what a command, or Hydra, has set up for its console: later tests have another."""
+    """Undo the console logging of a command or of Hydra: later tests have another console."""
     loggers = [logging.getLogger(name) for name in ("", "hydra", "dist_mnist")]
     before = [(logger.level, logger.propagate, [*logger.handlers]) for logger in loggers]
     yield

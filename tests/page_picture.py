@@ -20,7 +20,7 @@ COLORS = 64  # enough for one accent and its grays
 
 
 def main() -> None:
-    """Draw, wait for the answer, and save what the window shows."""
+    """Draw, wait for the answer, and save a screenshot of the window."""
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(cwd=Path(folder)) as server,

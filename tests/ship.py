@@ -38,7 +38,7 @@ def ship(run_dir: str) -> None:
 
 
 def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return what to divide logits by so that the cross-entropy is least.
+    """Return the divisor of the logits with the least cross-entropy.
 
     Label smoothing trains a network to be 95 % sure, however right it is. This brings back how sure
     it can be (Guo, Pleiss, Sun, Weinberger 2017, https://arxiv.org/abs/1706.04599) and changes no
@@ -60,7 +60,7 @@ def with_temperature(content: dict[str, Any], temperature: float) -> dict[str, A
 
 
 def without_training(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint without what only its training needs, and without its folders.
+    """Return a checkpoint without the parts that only training needs, and without its folders.
 
     It is evaluated on MNIST, by its plain cross-entropy.
     """

@@ -140,7 +140,7 @@ def _move(build: Build, source: Path, target: Path) -> Any:
 
 
 def _unpack_given(root: Path, target: Path, config: DataConfig) -> None:
-    """Unpack what a user's folder has of a data set of MNIST's family, in either place."""
+    """Unpack the files of a data set of MNIST's family in a user's folder, in either place."""
     raw = _raw_folder(config)
     if raw:
         name, split = raw.parent.name, config.dataset.get("split")

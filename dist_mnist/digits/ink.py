@@ -29,7 +29,7 @@ NOISE_FLOOR = 4.0  # deviations, below which a pixel is paper
 
 
 def find_ink(picture: Image.Image) -> tuple[Array, float]:
-    """Separate ink from paper, whatever their colors, under light that may be uneven.
+    """Separate ink from paper, of any colors, under light that may be uneven.
 
     Args:
         picture: In RGB.

@@ -150,7 +150,7 @@ def _add(
 
 
 def _by_time(parts: Iterable[Decoded]) -> Iterator[Decoded]:
-    """Join what comes within a few seconds, since putting it on the disk takes a while."""
+    """Join the pictures of a few seconds, since writing them to the disk takes a while."""
     joined: Decoded = []
     since = time.monotonic()
     for part in parts:

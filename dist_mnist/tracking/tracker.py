@@ -161,7 +161,7 @@ class BackgroundTracker(Tracker):
 
 
 def _log_failure(name: str, error: Exception) -> None:
-    """Log that a tracker failed; in a run that got a signal, that is no surprise.
+    """Log that a tracker failed, which is expected in a run that got a signal.
 
     Schedulers and torchrun also signal the processes that a rank has started, and wandb's service
     ends at the second signal.

@@ -1,4 +1,4 @@
-"""One process of the `loop` benchmark: what a step costs bare, under DDP and in our loop.
+"""One process of the `loop` benchmark: the time of a step bare, under DDP and in our loop.
 
 Run by torchrun; rank 0 prints seconds per step as JSON. Every figure is taken once a round, all in
 turn, in the same process.
@@ -33,7 +33,7 @@ Step = Callable[[], object]
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Measure the variants that the command line names."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)

@@ -193,7 +193,7 @@ def _scaling_table(results: Mapping[str, Any]) -> str:
         for mode, shares in _shares(steps).items():
             images = (batch if mode == "strong" else 2 * batch) / steps[mode]["median"]
             rows.append((title, f"2, {mode}", f"{images:,.0f}", *(f"{s:.3f}" for s in shares)))
-    text = "One thread a process; medians. Efficiency is the product of what follows it."
+    text = "One thread a process; medians. Efficiency is the product of the columns after it."
     return f"{text}\n\n{table((*columns, 'x DDP, all-reduce, waiting'), rows)}"
 
 
@@ -235,7 +235,7 @@ def _verdict(results: Mapping[str, Any]) -> str:
     others = f" Other programs were running (load {load:.1f})." if load > BUSY_LOAD else ""
     return (
         f"Goal {reached}: {within} of {len(errors)} predictions are within {100 * GOAL:.0f} % of "
-        f"what was measured; the worst is off by {100 * max(errors, key=abs):+.1f} %.{others}"
+        f"the measurement; the worst is off by {100 * max(errors, key=abs):+.1f} %.{others}"
     )
 
 

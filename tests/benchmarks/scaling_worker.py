@@ -46,7 +46,7 @@ MODES_OF_THE_CHECK = ("nothing sent, half batch", "strong", "nothing sent", "wea
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Measure the networks that the command line names."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--networks", type=json.loads, required=True)
@@ -103,7 +103,7 @@ def measure(
 def build_states(
     world: World, splits: DataSplits, overrides: list[str], network: Mapping[str, Any]
 ) -> dict[str, TrainingState]:
-    """Build what each mode trains."""
+    """Build the network of each mode."""
     states = {}
     for mode in MODES_OF_THE_CHECK if network["check"] else MODES:
         _, world_size, factor, in_silence = MODES[mode]

@@ -1,6 +1,6 @@
 """One process of the `startup` benchmark: end after the first step, saying when that was.
 
-With `floor` as its argument it makes that step with nothing but torch: what nobody can avoid.
+With `floor` as its argument it makes that step with nothing but torch: the least time possible.
 Otherwise the arguments are those of `python -m dist_mnist`, and it runs as the user's would.
 """
 

@@ -1,4 +1,4 @@
-"""The scripts that dist_mnist is compared with run, and print what the benchmark reads."""
+"""The scripts that dist_mnist is compared with run, and the benchmark can read their output."""
 
 import json
 from pathlib import Path

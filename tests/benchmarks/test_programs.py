@@ -1,4 +1,4 @@
-"""The benchmarks run and print what they promise; their figures are not judged here."""
+"""The benchmarks run and print their tables; the figures are not judged here."""
 
 import json
 import time

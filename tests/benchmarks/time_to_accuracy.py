@@ -1,6 +1,6 @@
 """The time to reach an accuracy on the test set, over several seeds, by three clocks.
 
-Our side is what a user runs: one process, the last state, nothing chosen by the test set. The
+Our side is a user's run: one process, the last state, nothing chosen by the test set. The
 clocks: training alone; training and evaluation; the whole process from launch to exit.
 """
 

@@ -1,4 +1,4 @@
-"""Measures what each optimization is worth, and what each option costs or gains.
+"""Measures the gain of each optimization, and the cost or gain of each option.
 
 One thing at a time is taken away from the run, or one option is set, and a step is timed beside
 that of the run as it is.

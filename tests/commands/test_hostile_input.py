@@ -1,4 +1,4 @@
-"""Files from elsewhere: whatever is in them runs no code, takes no memory, ends in a sentence."""
+"""Files from elsewhere: they run no code, take no memory, and end in one sentence."""
 
 import copy
 import gzip
@@ -59,7 +59,7 @@ def forged(
     """Return a file in the format of safetensors, with anything in it.
 
     Args:
-        text: The JSON text of what is not a tensor.
+        text: The JSON text of everything but the tensors.
         tensors: What the header says about tensors.
         data: What follows the header.
         size: The header's size, if it shall lie about it.
@@ -334,7 +334,7 @@ SIZES = st.one_of(st.integers(0, 30), st.sampled_from([2**31 - 1, 2**31, 2**32 -
 
 @st.composite
 def idx_files(draw: st.DrawFn) -> bytes:
-    """Draw a file of arbitrary bytes, or one whose header lies about what follows."""
+    """Draw a file of arbitrary bytes, or one whose header lies about the data after it."""
     if draw(st.booleans()):
         return draw(st.binary(max_size=60))
     sizes = draw(st.lists(SIZES, max_size=4))

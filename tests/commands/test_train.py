@@ -1,4 +1,4 @@
-"""Whole runs: what they leave on disk, and that stopping and continuing leaves no trace."""
+"""Whole runs: their files, and that stopping and continuing leaves no trace."""
 
 import threading
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Arguments that are no overrides: the words of a command, such as run directories."""
+"""Arguments that are not overrides: the words of a command, such as run directories."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ def test_nested_targets_are_built() -> None:
     )
     betas = optimizer.param_groups[0]["betas"]
     assert tuple(betas) == (0.8, 0.9)
-    assert type(betas) in (list, tuple)  # what OmegaConf would leave there no checkpoint can hold
+    assert type(betas) in (list, tuple)  # no checkpoint can hold OmegaConf's own lists
 
 
 def test_torchvisions_networks_can_be_named() -> None:

@@ -1,4 +1,4 @@
-"""Files that a user has, in whatever folder and however packed, and downloads that are kept."""
+"""A user's files, in any folder and packed in any way, and downloads that are kept."""
 
 import gzip
 import lzma

@@ -1,4 +1,4 @@
-"""Images and labels of a data set of one's own: what fits is used, what does not is named."""
+"""Images and labels of a data set of one's own: used if they fit, else named in an error."""
 
 from collections.abc import Callable
 from pathlib import Path

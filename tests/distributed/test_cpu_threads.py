@@ -1,4 +1,4 @@
-"""The rule for CPU threads: affinity, quota, processes, work, and what the user says."""
+"""The rule for CPU threads: affinity, quota, processes, work, and the user's own number."""
 
 import os
 from pathlib import Path

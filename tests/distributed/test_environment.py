@@ -90,7 +90,7 @@ def test_ipv6() -> None:
 
 
 def train_with(redirections: str, root: Path, run_dir: Path, *overrides: str) -> tuple[int, str]:
-    """Train in a shell that has closed some streams; return the status and what was printed."""
+    """Train in a shell that has closed some streams; return the status and the output."""
     arguments = [
         *("data=fashion_mnist", f"data.root={root}", "data.validation_size=50", "model=linear"),
         *("trainer.max_steps=1", "trainer.device=cpu", f"run_dir={run_dir}", *overrides),

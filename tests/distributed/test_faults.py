@@ -1,4 +1,4 @@
-"""Real kills, signals and hangs of real processes, and what the run makes of them."""
+"""Real kills, signals and hangs of real processes, and the run's reaction."""
 
 import json
 import os

@@ -17,7 +17,7 @@ RANK_1_OF_4 = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_S
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Set what a launcher would set, and no terminal."""
+    """Set the variables of a launcher, and no terminal."""
 
     def set_variables(**variables: str) -> None:
         for name, value in variables.items():

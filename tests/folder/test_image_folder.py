@@ -1,4 +1,4 @@
-"""Folders as people have them: read, split, kept, and refused with the names of what is wrong."""
+"""Folders as people have them: read, split, kept, and refused with the names of the wrong files."""
 
 import json
 import os
@@ -127,7 +127,7 @@ def test_pictures_lie_upright(tmp_path: Path) -> None:
     left_white = Image.new("RGB", (8, 8))
     left_white.paste((255, 255, 255), (0, 0, 4, 8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter to the right: what was left is on top
+    exif[0x0112] = 6  # to be turned a quarter to the right: the left side goes to the top
     for folder in ("train/a", "train/b", "test/a"):
         (tmp_path / folder).mkdir(parents=True)
         left_white.save(tmp_path / folder / "x.jpg", exif=exif, quality=100)

@@ -86,7 +86,7 @@ def run_here(name: str, device: str) -> dict[str, Any]:
 
 
 def run_all(names: Sequence[str], device: str, budget: float, out: Path) -> dict[str, Any]:
-    """Run checks one after the other, within a budget; return what they found."""
+    """Run checks one after the other, within a budget; return their findings."""
     out.mkdir(parents=True, exist_ok=True)
     checks: dict[str, Any] = {}
     record = {"device": device, "files": file_hashes(), "checks": checks}

@@ -1,4 +1,4 @@
-"""Checks that a GPU computes what a CPU does, the same each time, and is never waited for."""
+"""Checks that a GPU computes the same as a CPU, the same each time, and is never waited for."""
 
 import copy
 import os

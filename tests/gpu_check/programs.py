@@ -1,4 +1,4 @@
-"""Runs what a user types: whole trainings, one that is stopped, and the tests that need a GPU."""
+"""Runs the commands of a user: whole trainings, one that is stopped, and the tests for GPUs."""
 
 import importlib.util
 import subprocess
@@ -77,7 +77,7 @@ def _where(world: World, folder: str) -> list[str]:
 
 
 def marked_tests(world: World) -> Found:
-    """Return what pytest says of the tests that need a GPU; elsewhere they are skipped."""
+    """Return pytest's summary of the tests that need a GPU; elsewhere they are skipped."""
     if importlib.util.find_spec("pytest") is None:
         return {"ok": None, "why": "needs pytest"}
     options = ("-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/training/test_loop.py")

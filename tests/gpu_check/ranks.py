@@ -89,7 +89,7 @@ def _backward(model: nn.Module, world: World, hook: str, synchronized: bool) -> 
 
 
 def several_ranks(world: World) -> Found:
-    """Two to four ranks with uneven shares learn what one does; the same bits where promised.
+    """Two to four ranks with uneven shares learn the same as one; the same bits where promised.
 
     NCCL refuses ranks that share a GPU, so gloo carries their messages.
     """
@@ -120,7 +120,7 @@ def trained_on_one_gpu(device: str, overrides: tuple[str, ...]) -> dict[str, Any
         rendezvous.BACKENDS["cuda"] = "cpu:gloo,cuda:gloo"
         rendezvous.claim_gpu = lambda store, world: None  # type: ignore[attr-defined]
         session_module._pick_device = lambda *_: torch.device("cuda", 0)
-        gradients.GATHER_LIMIT_BYTES_ON_GPUS = 0  # gloo does not order what follows on a GPU
+        gradients.GATHER_LIMIT_BYTES_ON_GPUS = 0  # gloo does not order later work on a GPU
     config = make_config(*overrides)
     with session_module.session(device, 60) as world:
         splits = load_splits(config.data, config.seed).to(world.device)

@@ -89,7 +89,7 @@ def _ours(state: TrainingState) -> Step:
 
 
 def _captured(step: Step) -> Step:
-    """Return what launches a CUDA graph of a step that has been made often enough."""
+    """Return a function that replays a CUDA graph of a step that has been warmed up."""
     recorded = torch.cuda.CUDAGraph()
     with torch.cuda.graph(recorded, stream=torch.cuda.current_stream()):
         step()

@@ -1,4 +1,4 @@
-"""The checks run without a GPU, and the manuals claim only what a GPU has been recorded to do."""
+"""The checks run without a GPU, and the manuals claim only recorded results of a GPU."""
 
 import json
 from pathlib import Path

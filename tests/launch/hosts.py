@@ -1,8 +1,8 @@
 """Hosts on one machine, each with a name, an address and a network cable that can be cut.
 
-A host is a network namespace with a cable to a switch, which is a namespace too; what runs on it
-sees its own host name and its own /etc/hosts, and the same files as everything else. Nothing leads
-from there to the machine's own network, which stays as it was.
+A host is a network namespace with a cable to a switch, which is a namespace too. Its programs have
+their own host name and /etc/hosts, and the same files as everything else. Nothing leads from there
+to the machine's own network, which stays unchanged.
 """
 
 import os
@@ -63,7 +63,7 @@ class Host:
         return process
 
     def run(self, *arguments: str | Path, **environment: str) -> str:
-        """Run a program to its end and return what it printed.
+        """Run a program to its end and return its output.
 
         Raises:
             AssertionError: It ended with another status than 0.
@@ -95,7 +95,7 @@ class Host:
 
 
 def kill_all(host: Host) -> None:
-    """Kill whatever runs on a host, until nothing does."""
+    """Kill everything that runs on a host, until nothing does."""
     deadline = time.monotonic() + 10
     while processes := host.processes():
         assert time.monotonic() < deadline, processes

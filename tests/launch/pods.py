@@ -1,4 +1,4 @@
-"""Real pods without a cluster: podman runs what Kubeflow Trainer and JobSet make of a TrainJob.
+"""Real pods without a cluster: podman runs the pods that Kubeflow Trainer makes of a TrainJob.
 
 Everything is in one folder except the network, which `Podman.close` takes down.
 """
@@ -49,7 +49,7 @@ runroot = "{folder}/run"
 
 
 def what_is_missing() -> str | None:
-    """Return what keeps podman from running here, in words, or None."""
+    """Return the reason why podman cannot run here, or None."""
     tools = [tool for tool in ("podman", "runc") if shutil.which(tool) is None]
     if tools:
         return f"needs {' and '.join(tools)}"
@@ -94,13 +94,13 @@ class Podman:
         )
 
     def __call__(self, *arguments: str, data: bytes = b"", timeout: float = 60) -> str:
-        """Run a podman command that must succeed, and return what it printed."""
+        """Run a podman command that must succeed, and return its output."""
         done = self.run(*arguments, data=data, timeout=timeout)
         assert done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr.decode()}"
         return done.stdout.decode().strip()
 
     def close(self) -> None:
-        """End and remove everything, in whatever state."""
+        """End and remove everything, in any state."""
         self.run("pod", "rm", "--all", "--force", "--time=0")
         self.run("rm", "--all", "--force", "--time=0")
         self.run("volume", "rm", "--all", "--force")
@@ -137,7 +137,7 @@ class Podman:
             self("pod", "rm", name)
 
     def logs(self, pods: list[Manifest]) -> str:
-        """Return what the containers of pods have printed so far."""
+        """Return the output of the pods' containers so far."""
         return "\n".join(
             f"{out.stdout.decode()}{out.stderr.decode()}"
             for out in (self.run("logs", container_of(pod)) for pod in pods)

@@ -72,7 +72,7 @@ class Cluster:
     folder: Path
 
     def call(self, *arguments: str | Path, **environment: str) -> str:
-        """Run one of SLURM's commands and return what it printed."""
+        """Run one of SLURM's commands and return its output."""
         return self.head.run(*arguments, SLURM_CONF=str(self.folder / "slurm.conf"), **environment)
 
     def submit(self, *arguments: str | Path, **environment: str) -> str:

@@ -26,7 +26,7 @@ PINS = dict(
 
 
 def dependencies() -> list[Requirement]:
-    """Return what pyproject.toml says that the package needs."""
+    """Return the package's dependencies in pyproject.toml."""
     (listed,) = re.findall(
         r"^dependencies = \[\n(.*?)^\]", (CHECKOUT / "pyproject.toml").read_text(), re.M | re.S
     )

@@ -56,7 +56,7 @@ def check_by_trainer(kind: str, manifest: Manifest) -> None:
 
 
 def check_by_kubernetes(manifest: Manifest) -> None:
-    """Hold that a manifest is what Kubernetes' schema says, without unknown keys."""
+    """Check that a manifest follows Kubernetes' schema, without unknown keys."""
     validator = pytest.importorskip("kubernetes_validate")
     validator.validate(manifest, validator.latest_version(), strict=True)
 

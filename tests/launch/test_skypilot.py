@@ -81,7 +81,7 @@ def test_a_mistake_in_the_task_is_noticed(right: str, wrong: str, tmp_path: Path
 
 
 def start_nodes(home: Path, data: Path, task_id: str) -> list[subprocess.Popen[bytes]]:
-    """Start what the task runs on each of two nodes, with the variables that SkyPilot sets."""
+    """Start the task's command on each of two nodes, with the variables that SkyPilot sets."""
     task = yaml.safe_load(TASK.read_text())
     variables = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

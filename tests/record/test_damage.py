@@ -85,7 +85,7 @@ class KilledError(BaseException):
 
 
 class KillAt:
-    """Lets so many calls pass; what comes later, tidying up included, is dead."""
+    """Lets so many calls pass; all later ones fail, tidying up included."""
 
     def __init__(self, instant: int) -> None:
         self.left = instant

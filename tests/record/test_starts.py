@@ -1,4 +1,4 @@
-"""The starts of a run: by what command, where, and how each ended."""
+"""The starts of a run: the command, the place and the end of each."""
 
 import shlex
 import sys

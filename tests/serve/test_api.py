@@ -229,7 +229,7 @@ def documented_rows(docs: str) -> dict[str, dict[str, str]]:
 
 
 def described_rows(description: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Return what an OpenAPI description says about statuses and fields, in lower case."""
+    """Return the statuses and fields of an OpenAPI description, in lower case."""
     rows = {}
     for path, methods in description["paths"].items():
         for method, operation in methods.items():

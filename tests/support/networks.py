@@ -125,7 +125,7 @@ class Odd(nn.Module):
             self.norm = nn.BatchNorm1d(10)
 
     def forward(self, images: torch.Tensor) -> Any:
-        """Map float images (B, 1, 28, 28) to logits (B, 10), or what is odd."""
+        """Map float images (B, 1, 28, 28) to logits (B, 10), or to something odd."""
         flat = images.flatten(1)
         logits = self.head(flat)
         self.steps += self.training

@@ -73,7 +73,7 @@ def write_number(number: str, seed: int, size: tuple[int, int] = (900, 400)) -> 
 
 
 def take_photo(ink: NDArray[np.float64], scene: Scene, seed: int) -> bytes:
-    """Return a JPEG file of what is written on paper."""
+    """Return a JPEG file of writing on paper."""
     chance = np.random.default_rng(seed)
     height, width = ink.shape
     y, x = np.mgrid[:height, :width]

@@ -1,4 +1,4 @@
-"""A device that computes nothing: what is launched on it is noted, and waiting for it is an error.
+"""A device that computes nothing: its launches are recorded, and waiting for it is an error.
 
 Tensors have a device, a shape and a dtype there, but no memory (torch's FakeTensors), so the branch
 that a GPU takes runs without one. What depends on memory cannot be seen: DDP, synchronized batch
@@ -38,7 +38,7 @@ def gpu() -> torch.device:
 
 
 class Launches(TorchDispatchMode):
-    """Notes what is launched, and what would wait for the device: copies from and to it.
+    """Records launches, and the copies that would wait for the device.
 
     A number that is read and an index of truth values raise by themselves.
     """
@@ -65,7 +65,7 @@ class Launches(TorchDispatchMode):
 
 
 def launches(root: Path, *overrides: str) -> Launches:
-    """Return what a training's second step launches; call it in a separate process.
+    """Return the launches of a training's second step; call it in a separate process.
 
     Raises:
         RuntimeError: The step waits for the device, or mixes it with another.

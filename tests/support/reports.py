@@ -1,4 +1,4 @@
-"""Run directories made by hand for the report, and what a page holds."""
+"""Run directories made by hand for the report, and the content of its page."""
 
 import json
 import re
@@ -16,7 +16,7 @@ HITS = [[digit, digit, digit, 0.5] for digit in range(10)]
 
 
 def make_run(run_dir: Path, steps: int = 6, **config: str) -> Path:
-    """Write what a run of two epochs leaves, without any training."""
+    """Write the files of a run of two epochs, without any training."""
     (run_dir / "plots").mkdir(parents=True)
     overrides = [f"{key}={value}" for key, value in config.items()]
     (run_dir / "config.yaml").write_text(json.dumps({"model": config, "seed": 0}))

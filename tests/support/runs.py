@@ -1,4 +1,4 @@
-"""Reads what a run left behind, and compares two runs."""
+"""Reads the files of a run, and compares two runs."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ CLOCK = ("seconds", "images_per_second")
 
 
 def result(run_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the last checkpoint and the journal without what depends on the clock."""
+    """Return the last checkpoint and the journal, without the values that depend on the clock."""
     lines = [
         {key: value for key, value in line.items() if key not in CLOCK}
         for line in read_journal(run_dir / "metrics.jsonl")

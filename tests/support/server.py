@@ -97,7 +97,7 @@ def _response(answer: http.client.HTTPResponse) -> Response:
 
 
 def post(server: Server, picture: bytes, content_type: str = "image/png") -> Response:
-    """Ask what is in a picture, sent as it is."""
+    """Have a picture classified; its bytes are sent unchanged."""
     return request(server, "POST", "/predict", picture, content_type=content_type)
 
 

@@ -1,6 +1,6 @@
 """Digits drawn by hand, made from a seed: several ways of writing each one, and many hands.
 
-`draw(seed)` gives what a pointer would send: strokes of points, in shares of the page's square
+`draw(seed)` gives the strokes of a pointer: lists of points, in shares of the page's square
 canvas, with the origin at the top left. `picture(drawing)` is the page's canvas without a browser:
 the same curves and the same pen, black on white.
 
@@ -164,7 +164,7 @@ def _shaken(line: Path, amount: float, hand: random.Random) -> tuple[Point, ...]
 
 
 def picture(drawing: Drawing) -> Image.Image:
-    """Return what the page's canvas would hold: mode L, SIDE x SIDE, black on white."""
+    """Return the picture on the page's canvas: mode L, SIDE x SIDE, black on white."""
     scale = SIDE * FINENESS
     large = Image.new("L", (scale, scale), 255)
     canvas, radius = ImageDraw.Draw(large), drawing.pen * scale / 2

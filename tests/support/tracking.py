@@ -1,4 +1,4 @@
-"""Runs that are tracked with wandb, without any training, and what wandb leaves behind of them."""
+"""Runs that are tracked with wandb, without any training, and the files that wandb writes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +31,6 @@ def numbers(lines: Sequence[Line]) -> list[int]:
 
 
 def folders(run_dir: Path) -> list[str]:
-    """Return of what kind wandb's folders are: `run`, which is online, or `offline-run`."""
+    """Return the kinds of wandb's folders: `run`, which is online, or `offline-run`."""
     names = [path.name for path in run_dir.glob("wandb/*run-*-*")]
     return sorted(name.partition("-20")[0] for name in names)

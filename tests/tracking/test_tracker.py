@@ -13,7 +13,7 @@ from dist_mnist.tracking.tracker import NO_MEDIA, BackgroundTracker, Media, Trac
 
 
 class Recording(Tracker):
-    """Takes down what it is told; fails at a step."""
+    """Records its calls; fails at a step."""
 
     def __init__(self, fails_at: int = 0) -> None:
         self.fails_at = fails_at

@@ -40,7 +40,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     with wandb_server() as server:
         for name, value in {**ENVIRONMENT, "WANDB_BASE_URL": server.url}.items():
             monkeypatch.setenv(name, value)
-        wandb.teardown()  # it remembers what it found in the environment
+        wandb.teardown()  # it remembers the environment
         yield server
         wandb.teardown()
 

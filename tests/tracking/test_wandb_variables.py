@@ -1,4 +1,4 @@
-"""wandb's own variables: they beat a default, never what was typed, and never a run's own id."""
+"""wandb's own variables: they beat a default, never a typed value, and never a run's own id."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 
 def described(run_dir: Path, variables: dict[str, str], *overrides: str) -> dict[str, Any]:
-    """Track a run offline, as a command line says, and return what wandb has of its start."""
+    """Track a run offline, as a command line says, and return wandb's record of its start."""
     run_dir.mkdir()
     config = make_config("tracking=offline", *overrides)
     wandb.teardown()  # it remembers what it found in the environment

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.skipif(
     pretended_gpu.set_up is None, reason="needs torch 2.10, for a device in Python"
 )
 
-# The most operations of a step: forward, backward, optimizer and what is around them. A GPU has to
-# be told each of them, so a step of more takes longer, whatever it computes.
+# The most operations of a step: forward, backward, optimizer and all around them. Each is launched
+# on a GPU, so a step of more takes longer, no matter how little it computes.
 BUDGETS = {
     "model=mlp augmentation=none": 36,
     "model=mlp": 37,

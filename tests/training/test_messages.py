@@ -62,7 +62,7 @@ def fake_group(rank: int, size: int) -> Iterator[World]:
 
 
 def messages(rank: int, size: int, config: Config) -> list[Any]:
-    """Return what a rank sends in an epoch and in the validation after it."""
+    """Return the messages of a rank in an epoch and in the validation after it."""
     with fake_group(rank, size) as world:
         state = build_training_state(config, world, load_splits(config.data, config.seed))
         seen = Messages()
@@ -97,7 +97,7 @@ CASES: dict[str, tuple[str, int, Sequence[int]]] = {
 
 
 def sent_by_ranks(root: Path) -> dict[str, list[Any]]:
-    """Return what the ranks of each case send, or how it is refused."""
+    """Return the messages of the ranks in each case, or the error."""
     sent: dict[str, list[Any]] = {}
     package = "dist_mnist.distributed"
     with pytest.MonkeyPatch.context() as monkeypatch:

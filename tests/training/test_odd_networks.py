@@ -1,4 +1,4 @@
-"""Networks of one's own: what works, and what is refused before training."""
+"""Networks of one's own: some work, and the others are refused before training."""
 
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def test_batch_norm_never_meets_one_image(small: list[str]) -> None:
 
 
 def test_sync_batch_norm_of_one_image_each(small: list[str]) -> None:
-    # Its statistics are of both images; what is refused is only the CPU.
+    # Its statistics are of both images; only the CPU is refused.
     both = ["trainer.global_batch_size=2", "trainer.max_steps=4", "trainer.sync_batch_norm=true"]
     with pytest.raises(InputError, match="needs GPUs"):
         run_ranks(2, run_once, [*small, *odd("norm"), *both])

@@ -1,4 +1,4 @@
-"""A run that continues, and what must not change until then."""
+"""A run that continues, and the things that must not change until then."""
 
 from pathlib import Path
 

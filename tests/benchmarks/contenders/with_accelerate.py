@@ -1,4 +1,4 @@
-"""Accelerate: one's own loop over what `prepare` returns."""
+"""Accelerate: one's own loop over the objects that `prepare` returns."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def evaluate(accelerator: Any, model: nn.Module, loader: Any) -> float:
-    """Return the share of right answers; gathering drops what only filled up the last batch."""
+    """Return the accuracy; gathering drops the samples that only filled up the last batch."""
     model.eval()
     correct = count = 0
     for images, labels in loader:

@@ -1,4 +1,4 @@
-"""Ignite: an engine with handlers, and what `ignite.distributed` adapts to the processes."""
+"""Ignite: an engine with handlers, and the parts that `ignite.distributed` adapts."""
 
 from typing import Any
 

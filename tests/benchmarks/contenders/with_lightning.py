@@ -1,4 +1,4 @@
-"""Lightning: a LightningModule and its Trainer, with what costs time and is not needed left out."""
+"""Lightning: a LightningModule and its Trainer, without the slow parts that are not needed."""
 
 from typing import Any
 
