@@ -3,14 +3,10 @@
 It needs Chromium, and the font Inter to look as it does there (Debian's fonts-inter).
 """
 
-import io
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-
-from tests.support.browser import answer_by_mouse, chromium
-from tests.support.configs import CHECKOUT
+from tests.support.browser import answer_by_mouse, chromium, save_screenshot
 from tests.support.server import serving
 from tests.support.strokes import draw
 
@@ -31,10 +27,8 @@ def main() -> None:
         answer = answer_by_mouse(page, draw(DRAWING))
         page.mouse.move(0, 0)
         page.wait_for_timeout(1000)  # the bars have risen by then
-        shown = Image.open(io.BytesIO(page.screenshot()))
-    path = CHECKOUT / ".pictures" / "page.png"
-    shown.convert("RGB").quantize(COLORS).save(path, optimize=True)
-    print(f"{path}: {path.stat().st_size:,} bytes, read as {answer}")
+        save_screenshot(page, "page.png", COLORS)
+    print(f"read as {answer}")
 
 
 if __name__ == "__main__":

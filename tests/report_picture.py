@@ -3,16 +3,12 @@
 It needs Chromium and a quiet machine: the picture shows the training's speed.
 """
 
-import io
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-
-from tests.support.browser import chromium
-from tests.support.configs import CHECKOUT
+from tests.support.browser import chromium, save_screenshot
 
 WIDTH, HEIGHT, SCALE = 1100, 1600, 0.8
 COLORS = 128  # enough for two accents, their shades and the grays
@@ -30,10 +26,7 @@ def main() -> None:
         page.goto(report.as_uri())
         page.add_style_tag(content=".path { display: none }")  # a temporary folder
         page.locator("svg.plot").first.hover()
-        shown = Image.open(io.BytesIO(page.screenshot()))
-    path = CHECKOUT / ".pictures" / "report.png"
-    shown.convert("RGB").quantize(COLORS).save(path, optimize=True)
-    print(f"{path}: {path.stat().st_size:,} bytes")
+        save_screenshot(page, "report.png", COLORS)
 
 
 if __name__ == "__main__":

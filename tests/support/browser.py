@@ -1,5 +1,6 @@
 """Pages in a real Chromium, and drawings put on that of `serve` with its pointer."""
 
+import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -7,7 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
+from tests.support.configs import CHECKOUT
 from tests.support.digit_shapes import Point
 from tests.support.strokes import Drawing
 
@@ -54,6 +57,14 @@ def chromium() -> "Iterator[Browser]":
             yield browser
         finally:
             browser.close()
+
+
+def save_screenshot(page: "Page", name: str, colors: int) -> None:
+    """Save a page as a PNG of few colors in .pictures/, for the README."""
+    path = CHECKOUT / ".pictures" / name
+    shown = Image.open(io.BytesIO(page.screenshot()))
+    shown.convert("RGB").quantize(colors).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def answer_to(page: "Page", drawing: Drawing) -> str:
