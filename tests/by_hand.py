@@ -3,8 +3,7 @@
 python -m tests.by_hand trainer.epochs=1 seed=3                one process
 torchrun --standalone --nproc_per_node=4 -m tests.by_hand      four processes, one training
 
-It prints the accuracy that dist_mnist prints on a CPU with the same trainer.cpu_threads. Each part
-names the file of the package that does the same at full speed, on any device, after any crash.
+Both print what dist_mnist does on a CPU. Each part names the file that does the same at full speed.
 """
 
 import gzip
@@ -13,13 +12,13 @@ import math
 import os
 import sys
 from copy import deepcopy
-from functools import reduce
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 # The options, with their defaults.                                 conf/, config/schema.py
 OPTIONS = {
@@ -31,11 +30,11 @@ OPTIONS = {
     "trainer.epochs": 5,
     "trainer.max_steps": 10**9,
     "trainer.global_batch_size": 256,
-    "trainer.cpu_threads": 0,  # 0: the processes share the cores
 }
 
 # The processes: torchrun starts them and tells each its rank.   distributed/launcher.py, session.py
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+SHARDS = 8  # of a batch
 
 
 # The data: MNIST's files are a header, then one byte per pixel.    data/mnist/
@@ -89,20 +88,17 @@ def build_network(seed: int) -> nn.Module:
 
 
 # The order: a global batch is the same samples at any world size.  data/sampler.py
-def global_batches(options: dict[str, float], epoch: int, size: int) -> list[torch.Tensor]:
-    """Return the indices of each batch of an epoch; rank r trains on every r-th of them."""
-    generator = torch.Generator().manual_seed(keyed_seed(int(options["seed"]), "order", epoch))
-    order = torch.randperm(size, generator=generator)
-    return list(order.split(int(options["trainer.global_batch_size"])))
+def global_batches(seed: int, epoch: int, size: int, batch_size: int) -> list[torch.Tensor]:
+    """Return the indices of each batch of an epoch."""
+    generator = torch.Generator().manual_seed(keyed_seed(seed, "order", epoch))
+    return list(torch.randperm(size, generator=generator).split(batch_size))
 
 
-# Augmentation: each image moves by whole pixels. Every rank draws the moves of the whole batch and
-# uses those of its share.                                          data/augmentation.py
-def shift(images: torch.Tensor, pixels: int, batch_size: int) -> torch.Tensor:
-    """Move this rank's images, uint8 (share, 1, 28, 28), by up to `pixels` in each direction."""
-    down, right = torch.randint(2 * pixels + 1, (2, batch_size))[:, RANK::WORLD_SIZE]
+# Augmentation: each image moves by whole pixels.                   data/augmentation.py
+def shift(images: torch.Tensor, moves: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Move images, uint8 (B, 1, 28, 28), by `moves - pixels`, int64 (2, B), down and right."""
     windows = F.pad(images, [pixels] * 4).unfold(2, 28, 1).unfold(3, 28, 1)
-    return windows[torch.arange(len(images)), :, down, right]
+    return windows[torch.arange(len(images)), :, moves[0], moves[1]]
 
 
 # The schedule: up for a fifth of the steps, then down, as cosines.  training/schedules.py
@@ -115,16 +111,15 @@ def one_cycle(step: int, total_steps: int) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-# The mean gradient: every rank gets all gradients and adds them up in the order of the ranks, so
-# that all have the same bits.                                      distributed/gradients.py
-def average(gradients: list[torch.Tensor]) -> None:
-    """Replace this rank's gradients with their means over the ranks."""
-    local = torch.cat([gradient.flatten() for gradient in gradients])
-    gathered = [torch.empty_like(local) for _ in range(WORLD_SIZE)]
-    dist.all_gather(gathered, local)
-    means = (reduce(torch.add, gathered) / WORLD_SIZE).split([g.numel() for g in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
+# A batch is eight shards, which the processes share. The gradients of each are computed alone and
+# added as a tree, so the order does not depend on who computed which.  distributed/gradients.py
+def tree_sum(rows: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the rows of all processes, (SHARDS, N); others' rows are zeros."""
+    if WORLD_SIZE > 1:
+        dist.all_reduce(rows)
+    while len(rows) > 1:
+        rows = rows[: len(rows) // 2] + rows[len(rows) // 2 :]
+    return rows[0]
 
 
 # Evaluation: every sample once; the ranks take turns.              training/evaluation.py
@@ -133,8 +128,6 @@ def count_correct(network: nn.Module, images: torch.Tensor, labels: torch.Tensor
     """Return how many normalized images are predicted correctly, over all ranks."""
     network.eval()
     correct = torch.zeros((), dtype=torch.int64)
-    for buffer in network.buffers() if WORLD_SIZE > 1 else ():
-        dist.broadcast(buffer, src=0)  # the running statistics of batch norm: rank 0's count
     for block in torch.arange(len(labels)).split(500)[RANK::WORLD_SIZE]:
         correct += (network(images[block]).argmax(dim=1) == labels[block]).sum()
     if WORLD_SIZE > 1:
@@ -145,10 +138,8 @@ def count_correct(network: nn.Module, images: torch.Tensor, labels: torch.Tensor
 # The loop.           training/loop.py, training/step.py, training/selection.py
 def train(options: dict[str, float]) -> tuple[dict[str, torch.Tensor], int]:
     """Return the weights after the last step, and the best epoch's number of correct tests."""
-    seed, most_pixels = int(options["seed"]), int(options["augmentation.shift_pixels"])
-    torch.set_num_threads(
-        int(options["trainer.cpu_threads"]) or max(1, (os.cpu_count() or 1) // WORLD_SIZE)
-    )
+    seed, pixels = int(options["seed"]), int(options["augmentation.shift_pixels"])
+    torch.set_num_threads(1)  # a sum that threads share depends on their number
     images, labels = read_mnist("train")
     mean, std = mean_and_std(images)
 
@@ -160,25 +151,34 @@ def train(options: dict[str, float]) -> tuple[dict[str, torch.Tensor], int]:
     images, labels = images[~held_out], labels[~held_out]
     network, smoothing = build_network(seed), options["loss.label_smoothing"]
     targets = smoothing / 10 + (1 - smoothing) * torch.eye(10)  # models/losses.py
-    weights = network.parameters()
-    optimizer = torch.optim.AdamW(weights, betas=(0.85, 0.99), weight_decay=0.05, fused=True)
-    steps_per_epoch = math.ceil(len(labels) / options["trainer.global_batch_size"])
-    total_steps = steps_per_epoch * int(options["trainer.epochs"])
+    parameters, buffers = list(network.parameters()), dict(network.named_buffers())
+    sizes = [tensor.numel() for tensor in (*parameters, *buffers.values())]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.85, 0.99), weight_decay=0.05, fused=True)
+    epochs, batch_size = int(options["trainer.epochs"]), int(options["trainer.global_batch_size"])
+    steps_per_epoch = math.ceil(len(labels) / batch_size)
+    total_steps = steps_per_epoch * epochs
     last_step, step, best_correct = min(total_steps, int(options["trainer.max_steps"])), 0, -1
-    for epoch in range(int(options["trainer.epochs"])):
+    for epoch in range(epochs):
         network.train()
-        for batch in global_batches(options, epoch, len(labels))[: last_step - step]:
-            share = batch[RANK::WORLD_SIZE]
+        for batch in global_batches(seed, epoch, len(labels), batch_size)[: last_step - step]:
             torch.manual_seed(keyed_seed(seed, "augmentation", step))
-            outputs = network(normalized(shift(images[share], most_pixels, len(batch))))
-            losses = -(F.log_softmax(outputs, dim=1) * targets[labels[share]]).sum(dim=1)
-            # Its mean over the ranks is the mean over the batch, however unevenly it is shared.
-            (losses.sum() * (WORLD_SIZE / len(batch))).backward()
-            if WORLD_SIZE > 1:
-                average([p.grad for p in network.parameters() if p.grad is not None])
+            moves = torch.randint(2 * pixels + 1, (2, len(batch)))
+            rows, shards = torch.zeros(SHARDS, sum(sizes)), min(SHARDS, len(batch))
+            for shard in range(RANK, shards, WORLD_SIZE):  # training/shards.py
+                chosen, new = batch[shard::SHARDS], {k: b.clone() for k, b in buffers.items()}
+                inputs = normalized(shift(images[chosen], moves[:, shard::SHARDS], pixels))
+                outputs = functional_call(network, new, inputs)
+                losses = -(F.log_softmax(outputs, dim=1) * targets[labels[chosen]]).sum(dim=1)
+                gradients = torch.autograd.grad(losses.sum() * (1 / len(batch)), parameters)
+                changes = ((new[name] - old) / shards for name, old in buffers.items())
+                rows[shard] = torch.cat([t.flatten() for t in (*gradients, *changes)])
+            pieces = tree_sum(rows).split(sizes)
+            for parameter, piece in zip(parameters, pieces, strict=False):
+                parameter.grad = torch.empty_like(parameter).copy_(piece.view_as(parameter))
+            for buffer, piece in zip(buffers.values(), pieces[len(parameters) :], strict=True):
+                buffer += piece.view_as(buffer).to(buffer.dtype)
             optimizer.param_groups[0]["lr"] = options["optimizer.lr"] * one_cycle(step, total_steps)
             optimizer.step()
-            optimizer.zero_grad()
             step += 1
         correct = count_correct(network, *validation)
         last = deepcopy(network.state_dict())
@@ -186,8 +186,8 @@ def train(options: dict[str, float]) -> tuple[dict[str, torch.Tensor], int]:
         if epoch == 0 or not len(validation[1]) or (is_whole and correct >= best_correct):
             best_correct, best = correct, last  # the best epoch: the latest of equals
     network.load_state_dict(best)  # training/final_test.py
-    test, test_labels = read_mnist("t10k")
-    return last, count_correct(network, normalized(test), test_labels)
+    images, labels = read_mnist("t10k")
+    return last, count_correct(network, normalized(images), labels)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python -m tests.faults --kills 200 --seed 1 --out faults.json
 
-The kinds of kills take turns: one process, one rank of two, all ranks, torchrun itself, and a rank
-that torchrun restarts (with `--max-restarts`). Instants are drawn from the whole life of a launch,
-including start-up and the unpacking of MNIST. The result of a run (weights, optimizer, best
-checkpoint, journal without its clock, test accuracy) is hashed and compared with that of an
-undisturbed run.
+The kinds of kills take turns: one process, one whose threads share the shards of a step, one rank
+of two, all ranks, torchrun itself, and a rank that torchrun restarts (with `--max-restarts`). Kills
+come at instants drawn from the whole life of a launch, including start-up and the unpacking of
+MNIST. The result of a run (weights, optimizer, best checkpoint, journal without its clock, test
+accuracy) is hashed and compared with that of an undisturbed run.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from tests.support.runs import CLOCK
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 KINDS = {
     "process": (),
+    "threads": (),
     "rank": (*TORCHRUN, "--nproc_per_node=2"),
     "all ranks": (*TORCHRUN, "--nproc_per_node=2"),
     "agent": (*TORCHRUN, "--nproc_per_node=2"),
@@ -48,6 +49,7 @@ TRAINING = (
     "trainer.device=cpu",
     "model.dropout=0.2",
 )
+THREADS = ("model.dropout=0", "trainer.reproducible=true", "trainer.cpu_threads=2")
 UNPACKING = ("model=linear", "trainer.max_steps=30", "trainer.checkpoint_every_steps=10")
 
 
@@ -76,6 +78,8 @@ def command(kind: str, root: Path, run_dir: Path) -> list[str]:
     training: tuple[str, ...] = (*TRAINING, f"data.root={root}")
     if kind == "unpacking":
         training = (*UNPACKING, f"data.root={run_dir.with_name(run_dir.name + ' data')}")
+    if kind == "threads":
+        training += THREADS
     return [
         sys.executable,
         *KINDS[kind],
@@ -126,7 +130,7 @@ def children(pid: int) -> list[int]:
 
 def kill(kind: str, launch: subprocess.Popen[bytes], chance: random.Random) -> bool:
     """Kill the processes that belong to a kind; return whether there were any."""
-    if kind in ("process", "unpacking", "agent"):
+    if kind in ("process", "unpacking", "threads", "agent"):
         victims = [launch.pid]
     else:
         ranks = sorted(children(launch.pid))
@@ -211,8 +215,8 @@ def undisturbed(kind: str, root: Path, run_dir: Path) -> tuple[str, float]:
 
 
 def _reference(kind: str) -> str:
-    """Return the kind whose undisturbed run has the same data and number of ranks."""
-    return kind if kind in ("process", "unpacking") else "rank"
+    """Return the kind whose undisturbed run has the same options and number of ranks."""
+    return kind if kind in ("process", "threads", "unpacking") else "rank"
 
 
 def kill_runs(

@@ -16,15 +16,15 @@ PACKAGE = CHECKOUT / "dist_mnist"
 BUDGETS = {
     "commands": 860,
     "serve": 560,
-    "training": 2300,
+    "training": 2700,
     "digits": 935,
     "report": 375,
     "tracking": 750,
     "folder": 625,
-    "models": 955,
+    "models": 1060,
     "data": 1735,
     "record": 875,
-    "distributed": 1750,
+    "distributed": 1905,
     "config": 970,
 }
 WINGS = [*BUDGETS]

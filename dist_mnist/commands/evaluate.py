@@ -19,6 +19,7 @@ from dist_mnist.data.images import Normalization
 from dist_mnist.data.mapped import Samples
 from dist_mnist.data.splits import load_part
 from dist_mnist.distributed.session import session
+from dist_mnist.distributed.thread_pool import ThreadPool
 from dist_mnist.distributed.world import World, broadcast_object
 from dist_mnist.models.build import build_loss
 from dist_mnist.models.classifier import Classifier, classifier_from_checkpoint, find_checkpoint
@@ -48,7 +49,9 @@ class Candidate:
 
     def evaluate(self, world: World) -> Evaluation:
         """Score the network; every rank must call it."""
-        return evaluate(self.classifier, self.loss, self.test, world, self.batch_size)
+        return evaluate(
+            self.classifier, self.loss, self.test, world, self.batch_size, ThreadPool(1)
+        )
 
 
 class Score(NamedTuple):

@@ -124,7 +124,7 @@ class TrainerConfig:
     compress_gradients: bool
     find_unused_parameters: bool | None
     compile: bool
-    reproducible: bool
+    reproducible: Any  # true, false, or "auto"; OmegaConf 2.3 cannot merge unions
     log_every_steps: int
     checkpoint_every_steps: int | None
     keep_checkpoints: int
@@ -137,11 +137,14 @@ class TrainerConfig:
                 require(value >= 1, f"trainer.{key}", value, "it must be at least 1")
         clip = self.gradient_clip_norm
         require(clip is None or clip > 0, "trainer.gradient_clip_norm", clip, "it must be above 0")
+        insists, rule = self.reproducible is True, "it must be auto, true or false"
+        is_known = insists or self.reproducible in (False, "auto")
+        require(is_known, "trainer.reproducible", self.reproducible, rule)
         for key, reason in NOT_REPRODUCIBLE.items():
             value = getattr(self, key)
             is_set = value not in (None, False)
             rule = f"with trainer.reproducible=true, {reason}; reset one of the two"
-            require(not (self.reproducible and is_set), f"trainer.{key}", value, rule)
+            require(not (insists and is_set), f"trainer.{key}", value, rule)
 
 
 @dataclass

@@ -27,9 +27,9 @@ class Changes(NamedTuple):
     moves: torch.Tensor
     warps: torch.Tensor
 
-    def part(self, number: int, parts: int) -> "Changes":
-        """Return the changes of every `parts`-th image, from `number` on."""
-        return Changes(self.moves[:, number::parts], self.warps[:, number::parts])
+    def at(self, places: slice | torch.Tensor) -> "Changes":
+        """Return the changes of some of the images, by their places in the batch."""
+        return Changes(*(drawn[:, places] if drawn.numel() else drawn for drawn in self))
 
 
 def draw_changes(config: AugmentationConfig, count: int, device: torch.device) -> Changes:

@@ -31,6 +31,11 @@ class EpochOrder:
         """Return the number of samples in a global batch, over all processes."""
         return min(self.global_batch_size, self.size - batch * self.global_batch_size)
 
+    @property
+    def batch_sizes(self) -> set[int]:
+        """The sizes that its global batches have."""
+        return {self.batch_size(0), self.batch_size(len(self) - 1)}
+
     def draw(self, seed: int, epoch: int) -> torch.Tensor:
         """Return the order of an epoch's samples: int64 indices of shape (size,)."""
         # On the CPU, whose generator gives the same order on every machine.
@@ -47,6 +52,9 @@ class DistributedBatchSampler:
     No sample is padded, repeated or dropped, unless classes are balanced. Every process yields the
     same number of shares. Their sizes differ by at most one; in a small last batch, a share may be
     empty.
+
+    Part p of `parts` has the samples p, p + parts and so on of a batch. A process takes every
+    `world.size`-th part, one after the other.
     """
 
     order: EpochOrder
@@ -54,9 +62,12 @@ class DistributedBatchSampler:
     seed: int
     epoch: int  # from 0; each epoch has a different order
     first_batch: int = 0  # above 0 in a run that continues in the middle of an epoch
+    parts: int | None = None  # of a batch; None for one part for each process
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Yield int64 tensors of shape (share,) on the world's device."""
+        parts = self.parts or self.world.size
         indices = self.order.draw(self.seed, self.epoch).to(self.world.device)
         for batch in indices.split(self.order.global_batch_size)[self.first_batch :]:
-            yield batch[self.world.rank :: self.world.size]
+            local = [batch[part::parts] for part in range(self.world.rank, parts, self.world.size)]
+            yield local[0] if len(local) == 1 else torch.cat(local)

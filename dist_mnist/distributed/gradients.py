@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import TrainerConfig
-from dist_mnist.distributed import shared_memory
-from dist_mnist.distributed.rendezvous import GROUP_PATIENCE_SECONDS
-from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
+from dist_mnist.distributed.shared_memory import can_share_memory, share_memory
+from dist_mnist.distributed.world import World
 
 if TYPE_CHECKING:  # torch has no types for its buckets
     Bucket = Any
@@ -26,7 +24,6 @@ else:
 
 # Over all ranks. Beyond these, the backend's own sum is used: its memory and work do not grow with
 # the number of ranks.
-SHARED_MEMORY_LIMIT_BYTES = 2**29
 GATHER_LIMIT_BYTES = 2**29
 GATHER_LIMIT_BYTES_ON_GPUS = 2**23  # the tutorial's network on 35 GPUs
 
@@ -133,7 +130,7 @@ def _choose_hook(model: DistributedDataParallel, world: World, trainer: TrainerC
     limit = GATHER_LIMIT_BYTES_ON_GPUS if on_gpus else GATHER_LIMIT_BYTES
     # Two numbers have the same sum in any order, but gloo itself is slower than gathering.
     order_matters = world.size > 2 or not on_gpus
-    if _can_share_memory(world, gradient_bytes) and not compress:
+    if can_share_memory(world, gradient_bytes) and not compress:
         _average_through_shared_memory(model, world, gradient_bytes, trainer.timeout_seconds)
     elif order_matters and world.size * gradient_bytes <= limit:
         _average_by_gathering(model, world, compress)
@@ -150,31 +147,15 @@ def _group() -> dist.ProcessGroup:
     return group
 
 
-def _can_share_memory(world: World, gradient_bytes: int) -> bool:
-    on_one_machine = world.local_size == world.size and world.device.type == "cpu"
-    fits = shared_memory.bytes_needed(world.size, gradient_bytes) <= SHARED_MEMORY_LIMIT_BYTES
-    if not (on_one_machine and fits):
-        return False
-    # All or none: a sandbox may allow it to some of the processes only.
-    (refused,) = all_reduce_max(world, [not shared_memory.is_supported()])
-    return not refused
-
-
 def _average_through_shared_memory(
     model: DistributedDataParallel, world: World, gradient_bytes: int, timeout_seconds: int
 ) -> None:
     """Let DDP sum its buckets of gradients in shared memory instead of through gloo."""
-    sum_over_ranks = shared_memory.SharedMemorySum(
-        world.rank,
-        world.size,
-        name=broadcast_object(world, secrets.token_hex(16)),
-        capacity=gradient_bytes,
-        timeout_seconds=timeout_seconds + GROUP_PATIENCE_SECONDS,
-    )
+    memory = share_memory(world, gradient_bytes, timeout_seconds)
 
     def average(_: None, bucket: Bucket) -> torch.futures.Future[torch.Tensor]:
         done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-        done.set_result(sum_over_ranks(bucket.buffer()).div_(world.size))
+        done.set_result(memory.sum(bucket.buffer()).div_(world.size))
         return done
 
     model.register_comm_hook(None, average)
@@ -206,31 +187,3 @@ def _average_by_gathering(
         return gathering.get_future().then(sum_up)  # type: ignore[union-attr]
 
     model.register_comm_hook(None, average)
-
-
-def tree_sum(world: World, rows: torch.Tensor) -> torch.Tensor:
-    """Sum the rows of all ranks in an order that does not depend on the number of ranks.
-
-    Row k of rank r is row r + k * world.size of all. The second half of all rows is added to the
-    first half, and so on until one row is left.
-
-    Args:
-        world: Its size is a power of two.
-        rows: float of shape (rows, N), the same power of two on every rank; they are overwritten.
-
-    Returns:
-        Shape (N,), the same bits on every rank.
-    """
-    local = _fold(rows)
-    if world.size == 1:
-        return local
-    gathered = local.new_empty(world.size * len(local))
-    all_gather(gathered, local)
-    return _fold(gathered.view(world.size, -1))
-
-
-def _fold(rows: torch.Tensor) -> torch.Tensor:
-    while len(rows) > 1:
-        half = len(rows) // 2
-        rows = rows[:half].add_(rows[half:])
-    return rows[0]

@@ -1,13 +1,14 @@
-"""A sum over the processes of one machine, through memory that they share (Linux).
+"""Tensors that the processes of one machine show each other, in memory that they share (Linux).
 
 Even on one machine, gloo sends tensors through network sockets and from thread to thread: for the
 gradients of a small network that takes longer than computing them. Here each process copies its
-tensor into shared memory, sends every other process one byte to say so, and then sums all the
-tensors, in the order of the ranks, so that all get the same bits.
+tensor into shared memory and sends every other process one byte to say so. Then each can read and
+sum all of them, in an order of its choice, so that all get the same bits.
 """
 
 import mmap
 import os
+import secrets
 import socket
 import struct
 import time
@@ -15,6 +16,11 @@ from contextlib import suppress
 
 import torch
 
+from dist_mnist.distributed.rendezvous import GROUP_PATIENCE_SECONDS
+from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
+
+# Over all ranks. Beyond it, the backend is used: its memory does not grow with the ranks.
+SHARED_MEMORY_LIMIT_BYTES = 2**29
 ALIGNMENT_BYTES = 64  # a cache line, and more than any number needs
 SPIN_SECONDS = 100e-6  # polling is cheaper than being woken up, as long as the wait is short
 
@@ -34,13 +40,35 @@ def is_supported() -> bool:
     return True
 
 
+def can_share_memory(world: World, capacity: int) -> bool:
+    """Return whether all ranks can share tensors of `capacity` bytes; every rank must call it."""
+    on_one_machine = world.local_size == world.size and world.device.type == "cpu"
+    fits = bytes_needed(world.size, capacity) <= SHARED_MEMORY_LIMIT_BYTES
+    if not (on_one_machine and fits):
+        return False
+    # All or none: a sandbox may allow it to some of the processes only.
+    (refused,) = all_reduce_max(world, [not is_supported()])
+    return not refused
+
+
+def share_memory(world: World, capacity: int, timeout_seconds: int) -> "SharedMemory":
+    """Open memory for all ranks' tensors of at most `capacity` bytes; every rank must call it."""
+    return SharedMemory(
+        world.rank,
+        world.size,
+        name=broadcast_object(world, secrets.token_hex(16)),
+        capacity=capacity,
+        timeout_seconds=timeout_seconds + GROUP_PATIENCE_SECONDS,
+    )
+
+
 def bytes_needed(size: int, capacity: int) -> int:
-    """Return the bytes that a sum of `capacity` bytes over `size` ranks needs in all."""
+    """Return the bytes that tensors of up to `capacity` bytes of `size` ranks need in all."""
     return 2 * size * (capacity + -capacity % ALIGNMENT_BYTES)
 
 
-class SharedMemorySum:
-    """Sums tensors over all ranks; every rank must create one and call it.
+class SharedMemory:
+    """Shows every rank the tensors of all ranks; every rank must create one and use it.
 
     If a rank ends, the others notice at once, since its sockets close with it. The memory has no
     name and disappears with the last process.
@@ -60,7 +88,7 @@ class SharedMemorySum:
         self._rank = rank
         try:
             self._peers, descriptor = _connect(rank, size, name, timeout_seconds)
-        except (BlockingIOError, ConnectionError, IndexError, struct.error) as error:
+        except (OSError, IndexError, struct.error) as error:
             raise LostRankError(f"rank {rank} could not connect to the others: {error}") from error
         total = bytes_needed(size, capacity)
         os.ftruncate(descriptor, total)
@@ -71,8 +99,11 @@ class SharedMemorySum:
         self._halves = torch.frombuffer(memory, dtype=torch.uint8).view(2, size, -1)
         self._turn = 0
 
-    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Replace a contiguous CPU tensor with its sum over all ranks, and return it.
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensors of all ranks, of shape (size, tensor.numel()), in shared memory.
+
+        Every rank must call it with a contiguous CPU tensor of the same size. Nobody may write into
+        the result, which is valid until the second next call.
 
         Raises:
             LostRankError: Another rank has ended, or did not call this in time.
@@ -85,6 +116,15 @@ class SharedMemorySum:
                 peer.send(b".")
         for rank, peer in self._peers.items():
             _await_byte(rank, peer)
+        return written
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replace a contiguous CPU tensor with its sum over all ranks, and return it.
+
+        Raises:
+            LostRankError: As in `gather`.
+        """
+        written = self.gather(tensor)
         total = tensor.view(-1).copy_(written[0])
         for others in written[1:]:
             total.add_(others)

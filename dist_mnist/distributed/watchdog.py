@@ -10,7 +10,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -49,20 +49,23 @@ class Position(NamedTuple):
     phase: Phase  # the place within that step; every rank passes through the same ones
     since: float | None  # when it was entered, on the monotonic clock; None if no rank waits here
     activity: str = ""  # work that only this rank does here
+    shards: Collection[int] = ()  # those in progress; the threads that compute them change it
 
     @property
     def name(self) -> str:
         """Its name in a message."""
-        return self.activity or NAMES[self.phase].format(self.step)
+        shards = ", ".join(map(str, sorted(self.shards)))
+        prefix = f"shard {shards} of " if shards else ""
+        return self.activity or prefix + NAMES[self.phase].format(self.step)
 
 
 _position = Position(0, Phase.START_UP, None)
 
 
-def enter(phase: Phase, step: int) -> None:
+def enter(phase: Phase, step: int, shards: Collection[int] = ()) -> None:
     """Report that this process has reached a place where ranks may wait for each other."""
     global _position
-    _position = Position(step, phase, time.monotonic())
+    _position = Position(step, phase, time.monotonic(), shards=shards)
 
 
 def keep_alive() -> None:

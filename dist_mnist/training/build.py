@@ -24,9 +24,10 @@ from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.data.splits import DataSplits
 from dist_mnist.distributed.cpu_threads import choose_threads
 from dist_mnist.distributed.gradients import parallelize
+from dist_mnist.distributed.thread_pool import ThreadPool
 from dist_mnist.distributed.world import World, all_reduce_max, broadcast_object
 from dist_mnist.models.build import build_loss, build_model
-from dist_mnist.models.dry_run import dry_run, trains_on_one_image
+from dist_mnist.models.dry_run import Findings, dry_run, trains_on_one_image
 from dist_mnist.models.losses import Weighted
 from dist_mnist.models.precision import compute_dtype, gradient_scaler, set_gpu_arithmetic
 from dist_mnist.models.transfer import freeze, parameter_groups, thawing_parameters
@@ -38,8 +39,16 @@ from dist_mnist.training.cuda_graph import (
 )
 from dist_mnist.training.finite import FiniteCheck
 from dist_mnist.training.progress import Progress, RunningMetrics, Totals
+from dist_mnist.training.replicas import can_be_stacked
 from dist_mnist.training.schedules import build_schedule
-from dist_mnist.training.shards import SHARDS, set_reproducible, step_in_shards
+from dist_mnist.training.shards import (
+    SHARDS,
+    StepInShards,
+    bound_by_calls,
+    costs_little,
+    is_pure_loss,
+    set_reproducible,
+)
 from dist_mnist.training.state import TrainingState
 from dist_mnist.training.step import compute, piece_count, step
 
@@ -58,19 +67,25 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         InputError: A part cannot be built, or does not fit the others.
     """
     trainer, device = config.trainer, world.device
-    set_reproducible(world, trainer.reproducible)
     set_gpu_arithmetic(trainer.precision)
     dtype = compute_dtype(trainer.precision, device)
     scaler = gradient_scaler(device, dtype)
     order = _build_order(config, world, splits)
-    model, parallel_model = _build_models(config, world, order)
+    if trainer.reproducible is True or (trainer.reproducible and device.type == "cpu"):
+        torch.set_num_threads(1)  # the initial weights may depend on it
+    model = _build_network(config, world)
+    loss = build_loss(config)
+    findings = _agreed_findings(world, dry_run(model, config.data), loss)
+    is_reproducible = trainer.reproducible
+    if is_reproducible == "auto":
+        is_reproducible = costs_little(config, world, order, findings)
+    _require_enough_images(config, world, order, model, SHARDS if is_reproducible else None)
+    set_reproducible(world, is_reproducible)
+    pool = _build_pool(config, world, findings, is_reproducible)
+    parallel_model = _parallelize(model, config, world, findings, is_reproducible)
     thawing = thawing_parameters(model, config.transfer)
     groups = parameter_groups(model, config.transfer)
     optimizer = _build_optimizer(config, groups, scaler)
-    training_loss = loss = build_loss(config).to(device)
-    if config.data.balance is Balance.weights:
-        counts = splits.train.labels.bincount(minlength=len(splits.classes))
-        training_loss = Weighted(loss, class_weights(counts.cpu())).to(device)
     total_steps = trainer.epochs * len(order)
     state = TrainingState(
         config=config,
@@ -79,9 +94,12 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         splits=replace(splits, train=splits.train.with_margin(config.augmentation.margin)),
         model=model,
         parallel_model=parallel_model,
+        replicas=[model],
+        pool=pool,
+        shards=SHARDS if is_reproducible else None,
         thawing=thawing,
-        loss=loss,
-        training_loss=training_loss,
+        loss=loss.to(device),
+        training_loss=_weight_classes(loss, config, splits).to(device),
         optimizer=optimizer,
         schedule=build_schedule(config, total_steps, len(order)),
         learning_rates=[group["lr"] for group in optimizer.param_groups],
@@ -95,11 +113,34 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         ),
         metrics=RunningMetrics(world, Totals()),
     )
-    state.step = partial(step_in_shards if trainer.reproducible else step, state)
-    state.compute = partial(compute, state)
-    if trainer.cuda_graph:
-        state.compute = _graphed(state)
+    state.step = _step_in_shards(state, findings) if is_reproducible else partial(step, state)
+    state.compute = _graphed(state) if trainer.cuda_graph else partial(compute, state)
     return state
+
+
+def _agreed_findings(world: World, findings: Findings, loss: nn.Module) -> Findings:
+    """Return the same findings on every rank, since a network may skip layers at random."""
+    is_impure = not (findings.is_pure and is_pure_loss(loss))
+    work, impure = all_reduce_max(world, [float(findings.multiply_adds), float(is_impure)])
+    return findings._replace(multiply_adds=int(work), is_pure=not impure)
+
+
+def _weight_classes(loss: nn.Module, config: Config, splits: DataSplits) -> nn.Module:
+    """Return the loss that training minimizes."""
+    if config.data.balance is not Balance.weights:
+        return loss
+    counts = splits.train.labels.bincount(minlength=len(splits.classes))
+    return Weighted(loss, class_weights(counts.cpu()))
+
+
+def _step_in_shards(state: TrainingState, findings: Findings) -> StepInShards:
+    is_on_cpu, is_call_bound = (
+        state.world.device.type == "cpu",
+        bound_by_calls(state.config, findings),
+    )
+    may_stack = findings.is_pure and is_on_cpu and is_call_bound
+    is_stacked = may_stack and can_be_stacked(state, SHARDS)
+    return StepInShards(state, is_stacked, draws=not findings.is_pure)
 
 
 def _graphed(state: TrainingState) -> GraphedCompute:
@@ -110,7 +151,7 @@ def _graphed(state: TrainingState) -> GraphedCompute:
         raise InputError(f"trainer.cuda_graph=true cannot be used: {reason}; set it to false.")
     keep_learning_rates_in_place(state.optimizer, state.world.device)
     capture = partial(capture_on_gpu, state.optimizer)
-    return GraphedCompute(state.compute, state.order.batch_size(0), capture)
+    return GraphedCompute(partial(compute, state), state.order.batch_size(0), capture)
 
 
 def _build_order(config: Config, world: World, splits: DataSplits) -> EpochOrder:
@@ -131,29 +172,54 @@ def _build_order(config: Config, world: World, splits: DataSplits) -> EpochOrder
     return order
 
 
-def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.Module, nn.Module]:
-    """Return the bare network, on the device, and the one that training runs."""
-    trainer, sizes = config.trainer, _piece_sizes(config.trainer, world, order)
+def _build_network(config: Config, world: World) -> nn.Module:
+    """Return the bare network on the CPU; its weights depend only on the seed."""
     seed_device(world.device, keyed_seed(config.seed, "weights"))
     model = build_model(config)
     freeze(model, config.transfer)
-    findings = dry_run(model, config.data)
+    return model
+
+
+def _require_enough_images(
+    config: Config, world: World, order: EpochOrder, model: nn.Module, shards: int | None
+) -> None:
+    """Check that batch norm never meets a single image."""
+    sizes = _piece_sizes(config.trainer, world, order, shards or world.size)
     if 1 in sizes and not trains_on_one_image(model, config.data):
+        part = f"one of {shards} shards" if shards else f"a process (of {world.size})"
         raise InputError(
-            f"trainer.global_batch_size={trainer.global_batch_size} leaves a process (of "
-            f"{world.size}) a single image in some step, and batch norm cannot train on a single "
-            f"image: change it, trainer.micro_batch_size or data.validation_size."
+            f"trainer.global_batch_size={config.trainer.global_batch_size} leaves {part} a single "
+            f"image in some step, and batch norm cannot train on a single image: change it, "
+            f"trainer.micro_batch_size or data.validation_size."
         )
-    if trainer.reproducible:  # sums the gradients itself, in `step_in_shards`
+
+
+def _build_pool(
+    config: Config, world: World, findings: Findings, is_reproducible: bool
+) -> ThreadPool:
+    """Return the threads that compute shards, or one that leaves the work to torch's threads."""
+    trainer = config.trainer
+    if world.device.type != "cpu":
+        return ThreadPool(1)
+    samples = trainer.micro_batch_size or trainer.global_batch_size / world.size
+    threads = choose_threads(world.local_size, samples * findings.multiply_adds)
+    threads = trainer.cpu_threads or threads
+    if is_reproducible:
+        return ThreadPool(min(threads, -(-SHARDS // world.size)) if findings.is_pure else 1)
+    torch.set_num_threads(threads)
+    return ThreadPool(1)
+
+
+def _parallelize(
+    model: nn.Module, config: Config, world: World, findings: Findings, is_reproducible: bool
+) -> nn.Module:
+    """Move the network to the device; return the one that training runs."""
+    trainer = config.trainer
+    if is_reproducible:  # sums the gradients itself, in `StepInShards`
         # As DDP would, in case the network draws its weights from another source than the seed.
         model.load_state_dict(broadcast_object(world, model.state_dict()))
-        model = model.to(world.device)
-        return model, model
-    if world.device.type == "cpu":
-        samples = trainer.micro_batch_size or trainer.global_batch_size / world.size
-        threads = choose_threads(world.local_size, samples * findings.multiply_adds)
-        torch.set_num_threads(trainer.cpu_threads or threads)
-    model = trained_model = model.to(world.device)
+        return model.to(world.device)
+    trained_model = model.to(world.device)
     if trainer.compile:  # the first step compiles; try now whether that works here
         with refusing("trainer.compile=true does not work on this machine"):
             torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=world.device))
@@ -162,17 +228,16 @@ def _build_models(config: Config, world: World, order: EpochOrder) -> tuple[nn.M
         trained_model = torch.compile(model)  # type: ignore[assignment]
     # A network that skips layers by its own numbers may have skipped some on one rank only.
     (skips_parameters,) = all_reduce_max(world, [bool(findings.unused)])
-    return model, parallelize(trained_model, world, trainer, bool(skips_parameters))
+    return parallelize(trained_model, world, trainer, bool(skips_parameters))
 
 
-def _piece_sizes(trainer: TrainerConfig, world: World, order: EpochOrder) -> set[int]:
+def _piece_sizes(trainer: TrainerConfig, world: World, order: EpochOrder, parts: int) -> set[int]:
     """Return the sizes of the micro-batches of any rank; none if batch norm is synchronized.
 
     Raises:
         InputError: Synchronized batch norm would leave a process without an image.
     """
     sizes: set[int] = set()
-    parts = SHARDS if trainer.reproducible else world.size
     steps = min(len(order), trainer.max_steps or len(order))
     for size in {order.batch_size(0), order.batch_size(steps - 1)}:  # the last may be smaller
         count = piece_count(size, parts, trainer.micro_batch_size)

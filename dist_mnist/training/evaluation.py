@@ -10,6 +10,7 @@ from torch import nn
 from dist_mnist.data.balance import is_uneven
 from dist_mnist.data.mapped import Samples
 from dist_mnist.distributed import watchdog
+from dist_mnist.distributed.thread_pool import ThreadPool
 from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.distributed.world import World, all_reduce_sum, broadcast_buffers
 from dist_mnist.models.classifier import Classifier
@@ -151,9 +152,13 @@ def journal_values(part: str, evaluation: Evaluation | None) -> dict[str, Any]:
     return {f"{part}/{key}": value for key, value in values.items()}
 
 
-@torch.inference_mode()
 def evaluate(
-    classifier: Classifier, loss: nn.Module, samples: Samples, world: World, batch_size: int
+    classifier: Classifier,
+    loss: nn.Module,
+    samples: Samples,
+    world: World,
+    batch_size: int,
+    pool: ThreadPool,
 ) -> Evaluation:
     """Predict every sample once, in eval mode; the network is left in the mode it was in.
 
@@ -166,13 +171,15 @@ def evaluate(
         loss: Returns one value per sample.
         samples: On `world.device`.
         batch_size: The samples of a block, which is one forward pass of one process.
+        pool: Each of its threads takes the next block.
     """
     modes = [(module, module.training) for module in classifier.model.modules()]
     classifier.model.eval()
     broadcast_buffers(world, classifier.model)
     table = torch.zeros(4, len(samples), device=world.device)
-    blocks = range(0, len(samples), batch_size)
-    for start in blocks[world.rank :: world.size]:
+
+    @torch.inference_mode()
+    def answer(start: int) -> None:
         watchdog.keep_alive()
         block = slice(start, start + batch_size)
         images, labels = samples.block(block)
@@ -180,6 +187,9 @@ def evaluate(
         confidences, predictions = outputs.softmax(dim=1).max(dim=1)
         seen = torch.ones_like(confidences)
         table[:, block] = torch.stack((loss(outputs, labels), predictions, confidences, seen))
+
+    blocks = range(0, len(samples), batch_size)
+    pool.map(answer, blocks[world.rank :: world.size])
     for module, mode in modes:  # a frozen batch norm stays in eval mode
         module.training = mode
     losses, predictions, confidences, seen = all_reduce_sum(world, table).cpu()
@@ -197,4 +207,4 @@ def validate(state: TrainingState) -> Evaluation | None:
 def score_of(state: TrainingState, samples: Samples) -> Evaluation:
     """Score the network on one of the state's sets; every rank must call it."""
     batch_size = state.config.trainer.evaluation_batch_size
-    return evaluate(state.classifier, state.loss, samples, state.world, batch_size)
+    return evaluate(state.classifier, state.loss, samples, state.world, batch_size, state.pool)

@@ -30,7 +30,6 @@ FIXED_FOR_A_RUN = (
     "data.samples_per_class",
     "data.balance",
     "trainer.global_batch_size",
-    "trainer.reproducible",
     "transfer.freeze",
     "transfer.learning_rates",
     "transfer.thaw_epoch",
@@ -53,6 +52,7 @@ def checkpoint_content(state: TrainingState) -> dict[str, Any]:
         "cpu": {"threads": torch.get_num_threads(), "processes": state.world.local_size},
         "classes": list(state.splits.classes),
         "class_counts": state.splits.class_counts,
+        "reproducible": state.shards is not None,
         "versions": {"dist_mnist": __version__, "torch": str(torch.__version__)},
     }
 
@@ -84,9 +84,13 @@ def restore(state: TrainingState, content: dict[str, Any]) -> None:
         InputError: The checkpoint is of another network, or of data in another order.
     """
     described = {key: content[key] for key in ("config", "data", "normalization")}
+    described["reproducible"] = content.get("reproducible")
     saved = json.loads(json.dumps(described, default=str))  # a tensor cannot be compared
     _check_same_run(state.plain_config, saved["config"])
     _check_same_data(state, saved)
+    older = _look_up(saved["config"], "trainer.reproducible")
+    was_reproducible = older if saved["reproducible"] is None else saved["reproducible"]
+    _check_same_step(state, was_reproducible is True)
     options = [
         {key: value for key, value in group.items() if key != "params"}
         for group in state.optimizer.param_groups
@@ -113,7 +117,7 @@ def _restore_threads(state: TrainingState, saved: dict[str, Any]) -> None:
     The user's choice comes first, and so does the rule for another number of processes.
     """
     world, trainer = state.world, state.config.trainer
-    is_chosen = trainer.cpu_threads or trainer.reproducible or chosen_by_user(world.local_size)
+    is_chosen = trainer.cpu_threads or state.shards or chosen_by_user(world.local_size)
     threads, processes = saved.get("threads"), saved.get("processes")
     if world.device.type != "cpu" or is_chosen or processes != world.local_size:
         return
@@ -136,6 +140,25 @@ def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:
                 f"{key}={now} does not fit this run, which began with {key}={then}: "
                 f"set it back, or choose a new run_dir."
             )
+
+
+def _check_same_step(state: TrainingState, was_reproducible: bool) -> None:
+    """Refuse to continue in shards without having begun so, or the reverse, but where auto may."""
+    chosen = state.config.trainer.reproducible
+    if was_reproducible == (state.shards is not None):
+        return
+    then = str(was_reproducible).lower()
+    if chosen != "auto":
+        raise InputError(
+            f"trainer.reproducible={str(chosen).lower()} does not fit this run, which began with "
+            f"steps of trainer.reproducible={then}: set it to that, or choose a new run_dir."
+        )
+    if state.world.is_main:
+        logger.warning(
+            "this run began with steps of trainer.reproducible=%s, which auto does not choose "
+            "here: its results will differ from those of an undisturbed run",
+            then,
+        )
 
 
 def _check_same_data(state: TrainingState, saved: dict[str, Any]) -> None:

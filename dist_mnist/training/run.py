@@ -133,12 +133,14 @@ def describe(state: TrainingState) -> str:
     frozen = [*state.thawing, *(p for p in parameters if not p.requires_grad)]
     until = f" until epoch {state.config.transfer.thaw_epoch}" if state.thawing else ""
     frozen_part = f" ({count(frozen):,} frozen{until})" if frozen else ""
+    threads = max(state.pool.threads, torch.get_num_threads())
+    same_bits = ", the same bits at any world size" if state.shards else ""
     counts = splits.class_counts
     rarest, commonest = counts.index(min(counts)), counts.index(max(counts))
     return (
         f"{type(state.model).__name__} with {count(parameters):,} parameters{frozen_part}, "
         f"{str(state.dtype).removeprefix('torch.')} on {world.device.type}: {world.size} x "
-        f"{torch.get_num_threads()} CPU threads\n"
+        f"{threads} CPU threads{same_bits}\n"
         f"{data.name}: {len(splits.train):,} images to train on, {len(splits.validation):,} to "
         f"validate, {len(splits.test):,} to test; pixels {splits.normalization.mean:.4f} "
         f"+- {splits.normalization.std:.4f}\n"

@@ -13,6 +13,7 @@ from dist_mnist.config.schema import Config
 from dist_mnist.data.images import Batch
 from dist_mnist.data.sampler import DistributedBatchSampler, EpochOrder
 from dist_mnist.data.splits import DataSplits
+from dist_mnist.distributed.thread_pool import ThreadPool
 from dist_mnist.distributed.world import World
 from dist_mnist.models.classifier import Classifier
 from dist_mnist.training.finite import FiniteCheck
@@ -29,6 +30,8 @@ class TrainingState:
     splits: DataSplits
     model: nn.Module  # the bare module, whose weights are evaluated and saved
     parallel_model: nn.Module  # called in training: averages gradients, or is the bare module
+    replicas: Sequence[nn.Module]  # of a step in shards: share the model's parameters; or the model
+    pool: ThreadPool  # computes shards, and blocks in evaluation
     thawing: Sequence[nn.Parameter]  # not trained before transfer.thaw_epoch
     loss: nn.Module  # returns one value per sample
     training_loss: nn.Module  # the loss that training minimizes: the same, or weighted by class
@@ -42,7 +45,8 @@ class TrainingState:
     progress: Progress
     finite_check: FiniteCheck  # checks every step's gradients
     metrics: RunningMetrics  # loss and accuracy of the current epoch
-    # Makes one optimizer step with a batch: `step.step`, or `shards.step_in_shards`.
+    shards: int | None  # of a global batch, in a reproducible run
+    # Makes one optimizer step with a batch: `step.step`, or `shards.StepInShards`.
     step: Callable[[Batch], None] = field(init=False)
     # The part of `step.step` after augmentation: `step.compute`, or a CUDA graph of it.
     compute: Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] = field(
@@ -87,7 +91,9 @@ class TrainingState:
         train = self.splits.train
         # Samples on the host are indexed there; `deliver` brings them to the device.
         world = replace(self.world, device=train.labels.device)
-        indices = DistributedBatchSampler(self.order, world, self.config.seed, self.epoch, first)
+        indices = DistributedBatchSampler(
+            self.order, world, self.config.seed, self.epoch, first, parts=self.shards
+        )
         sizes = map(self.order.batch_size, range(first, first + due))
         yield from tqdm(
             train.deliver(zip(indices, sizes)),  # noqa: B905 - the run may end before the epoch

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
+from torch import nn
 
-from dist_mnist.data.augmentation import augment, draw_changes
+from dist_mnist.data.augmentation import Changes, augment, draw_changes
 from dist_mnist.data.images import Batch
 from dist_mnist.data.seeding import keyed_seed, seed_device
 from dist_mnist.distributed import watchdog
@@ -20,8 +21,10 @@ from dist_mnist.training.state import TrainingState
 def set_train_mode(state: TrainingState) -> None:
     """Put the network in train mode, but batch norm that is frozen in this epoch in eval mode."""
     state.parallel_model.train()
-    for norm in frozen_norms(state.model, state.config.transfer.frozen_in(state.epoch)):
-        norm.eval()
+    for network in state.replicas:
+        network.train()
+        for norm in frozen_norms(network, state.config.transfer.frozen_in(state.epoch)):
+            norm.eval()
 
 
 def step(state: TrainingState, batch: Batch) -> None:
@@ -38,7 +41,8 @@ def step(state: TrainingState, batch: Batch) -> None:
     world = state.world
     watchdog.enter(Phase.STEP, state.progress.step + 1)
     set_learning_rates(state)
-    images, labels = transform(state, batch, world.rank, world.size)
+    changes = draw_batch_changes(state, batch.size).at(slice(world.rank, None, world.size))
+    images, labels = transform(state, batch, changes)
     seed_step(state, world.rank)
     losses, outputs = state.compute(images, labels, batch.size)
     if len(labels) > 0:
@@ -57,24 +61,26 @@ def set_learning_rates(state: TrainingState) -> None:
             group["lr"] = learning_rate * factor
 
 
+def draw_batch_changes(state: TrainingState, batch_size: int) -> Changes:
+    """Draw the random changes of a whole global batch, the same ones on every rank."""
+    config, device = state.config, state.world.device
+    if not config.augmentation.changes_nothing:
+        seed_device(device, keyed_seed(config.seed, "augmentation", state.progress.step))
+    return draw_changes(config.augmentation, batch_size, device)
+
+
 def transform(
-    state: TrainingState, batch: Batch, part: int, parts: int
+    state: TrainingState, batch: Batch, changes: Changes
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the augmented images of a batch, uint8 (B, C, H, W), and their labels, int64 (B,).
 
     Args:
-        batch: Every `parts`-th sample of the global batch, from number `part` on.
-        parts: The number of parts that the global batch is split into.
+        changes: Of these images.
     """
-    config, device = state.config, state.world.device
-    samples = batch.samples
-    if config.augmentation.changes_nothing or len(batch.indices) == 0:
-        return samples[batch.indices]
-    # Every part draws the numbers of the whole batch, so they do not depend on the number of parts.
-    seed_device(device, keyed_seed(config.seed, "augmentation", state.progress.step))
-    changes = draw_changes(config.augmentation, batch.size, device).part(part, parts)
-    images = augment(samples, batch.indices, config.augmentation, changes)
-    return images, samples.labels.index_select(0, batch.indices)
+    if len(batch.indices) == 0:
+        return batch.samples[batch.indices]
+    images = augment(batch.samples, batch.indices, state.config.augmentation, changes)
+    return images, batch.samples.labels.index_select(0, batch.indices)
 
 
 def seed_step(state: TrainingState, part: int) -> None:
@@ -158,16 +164,30 @@ def add_gradients(
     Returns:
         The losses (B,) and the outputs (B, classes), float32 without gradients.
     """
+    losses, outputs = forward(state, state.parallel_model, images, labels)
+    watchdog.enter(Phase.GRADIENTS, state.progress.step + 1)
+    state.scaler.scale(losses).backward(loss_gradients(losses, weight))
+    return losses.detach(), outputs.detach()
+
+
+def forward(
+    state: TrainingState, network: nn.Module, images: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Map uint8 images (B, C, H, W) and their labels to losses (B,) and outputs (B, classes)."""
     images = state.splits.normalization(images)
     with autocast(state.world.device, state.dtype):
-        outputs = state.parallel_model(images)
+        outputs = network(images)
     outputs = outputs.float()
-    losses = state.training_loss(outputs, labels)
-    watchdog.enter(Phase.GRADIENTS, state.progress.step + 1)
-    # The gradient of weight * losses.sum(), without computing the sum. If a loss is not finite, its
-    # gradient is not finite either, so that every rank notices.
-    state.scaler.scale(losses).backward(torch.add(weight, losses.detach(), alpha=0.0))
-    return losses.detach(), outputs.detach()
+    return state.training_loss(outputs, labels), outputs
+
+
+def loss_gradients(losses: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return the gradients that backward starts with, for `weight` times the sum of the losses.
+
+    That saves computing the sum. If a loss is not finite, its gradient is not finite either, so
+    that every rank notices.
+    """
+    return torch.add(weight, losses.detach(), alpha=0.0)
 
 
 def apply_gradients(state: TrainingState) -> None:

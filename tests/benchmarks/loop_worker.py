@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.gradients import NO_BUFFER_SYNC, parallelize
 from dist_mnist.distributed.session import session
-from dist_mnist.distributed.shared_memory import SharedMemorySum, is_supported
+from dist_mnist.distributed.shared_memory import SharedMemory, is_supported
 from dist_mnist.distributed.stopping import StopAgreement
 from dist_mnist.distributed.world import World, broadcast_object
 from dist_mnist.models.build import build_model
@@ -71,8 +71,8 @@ def build_steps(state: TrainingState, steps: int) -> dict[str, Step]:
     }
     if world.size > 1 and world.device.type == "cpu" and is_supported():
         name = broadcast_object(world, f"loop {time.monotonic_ns()}")
-        add_up = SharedMemorySum(world.rank, world.size, name, gradients.nbytes, 60)
-        built["all-reduce alone, shared memory"] = lambda: add_up(gradients)
+        shared = SharedMemory(world.rank, world.size, name, gradients.nbytes, 60)
+        built["all-reduce alone, shared memory"] = lambda: shared.sum(gradients)
         built["step in DDP, shared memory"] = bare_step(
             state, lambda model: parallelize(model, world, state.config.trainer)
         )

@@ -26,7 +26,7 @@ BATCH_SIZES = {"mlp": 128, "cnn": 256}  # over all processes
 # Every sample is trained on as it is, and every step does the same work.
 PLAIN_TRAINING = (
     *("data.validation_size=0", "augmentation=none", "optimizer=adam"),
-    *("scheduler=constant", "loss.label_smoothing=0.0"),
+    *("scheduler=constant", "loss.label_smoothing=0.0", "trainer.reproducible=false"),
 )
 
 

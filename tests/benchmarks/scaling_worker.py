@@ -19,11 +19,12 @@ import torch.distributed as dist
 
 from dist_mnist.data.splits import DataSplits, load_splits
 from dist_mnist.distributed.session import session
-from dist_mnist.distributed.shared_memory import SharedMemorySum
+from dist_mnist.distributed.shared_memory import SharedMemory
 from dist_mnist.distributed.world import World, broadcast_object
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.progress import Progress, RunningMetrics
 from dist_mnist.training.state import TrainingState
+from dist_mnist.training.step import set_train_mode
 from tests.benchmarks.loop_worker import in_ddp, keep
 from tests.support.configs import make_config
 
@@ -108,7 +109,9 @@ def build_states(
     for mode in MODES_OF_THE_CHECK if network["check"] else MODES:
         _, world_size, factor, in_silence = MODES[mode]
         batch_size = f"trainer.global_batch_size={int(factor * network['batch'])}"
-        config = make_config(*overrides, *network["overrides"], batch_size)
+        config = make_config(
+            *overrides, *network["overrides"], batch_size, "trainer.reproducible=false"
+        )
         alone = replace(world, rank=0, local_rank=0, size=1, local_size=1)
         state = build_training_state(config, world if world_size == 2 else alone, splits)
         if in_silence:
@@ -133,7 +136,7 @@ def time_mode(world: World, state: TrainingState, processes: int, steps: int) ->
 def time_steps(state: TrainingState, steps: int) -> list[float]:
     """Return the seconds of each step of the real loop: fetching a batch, and training on it."""
     state.progress = Progress()
-    state.parallel_model.train()
+    set_train_mode(state)
     state.metrics = RunningMetrics(state.world, state.progress.epoch_totals)
     moments = [time.perf_counter()]
     for batch in islice(state.batches(), WARM_UP_STEPS + steps):
@@ -169,8 +172,8 @@ def robust_sd(values: list[float]) -> float:
 def build_all_reduces(world: World) -> dict[str, Callable[[torch.Tensor], object]]:
     """Return the two ways to add tensors up over the ranks."""
     name = broadcast_object(world, f"scaling {time.monotonic_ns()}")
-    add_up = SharedMemorySum(world.rank, world.size, name, SIZES_BYTES[-1], timeout_seconds=120)
-    return {"shared memory": add_up, "gloo": dist.all_reduce}
+    shared = SharedMemory(world.rank, world.size, name, SIZES_BYTES[-1], timeout_seconds=120)
+    return {"shared memory": shared.sum, "gloo": dist.all_reduce}
 
 
 def time_all_reduce(all_reduce: Callable[[torch.Tensor], object], size_bytes: int) -> float:

@@ -72,6 +72,7 @@ def _run(
                 *(f"trainer.max_steps={steps}", f"trainer.log_every_steps={steps // 2}"),
                 *("trainer.epochs=10", "tracking=disabled", "loss.label_smoothing=0.0"),
                 *(f"data.root={data}", f"run_dir={folder}/run", *overrides),
+                "trainer.reproducible=false",
             ]
         )
         lines = read_journal(Path(folder, "run", "metrics.jsonl"))

@@ -238,14 +238,16 @@ def test_a_signal_before_training_ends_at_once(tmp_path: Path) -> None:
         process.kill()
 
 
-def start_hanging(small_root: Path, folder: Path, does: str) -> subprocess.Popen[str]:
+def start_hanging(
+    small_root: Path, folder: Path, does: str, *overrides: str
+) -> subprocess.Popen[str]:
     """Start two ranks of which one will hang."""
     folder.mkdir()
     return subprocess.Popen(
         [
             *(sys.executable, *faults.TORCHRUN, "--nproc_per_node=2", "-m", "dist_mnist"),
             *misbehaving(folder, does, rank=1),
-            *(f"data.root={small_root}", "trainer.timeout_seconds=6"),
+            *(f"data.root={small_root}", "trainer.timeout_seconds=6", *overrides),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -284,6 +286,14 @@ def test_slow_rank_is_named(small_root: Path, tmp_path: Path) -> None:
         (error,) = errors_of(process)
         assert "error: no progress for 6 s (trainer.timeout_seconds): " in error
         assert sentence in error
+
+
+@pytest.mark.slow
+def test_slow_shard_is_named(small_root: Path, tmp_path: Path) -> None:
+    # Each rank has four shards: the fifth pass is in step 2.
+    in_shards = "trainer.reproducible=true"
+    (error,) = errors_of(start_hanging(small_root, tmp_path / "run", "sleep", in_shards))
+    assert "rank 1 is behind, in shard 1 of step 2; rank 0 waits in the gradients of step" in error
 
 
 def test_a_missing_rank_is_named(small_root: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dist_mnist.distributed.session import session
-from dist_mnist.distributed.shared_memory import LostRankError, SharedMemorySum, is_supported
+from dist_mnist.distributed.shared_memory import LostRankError, SharedMemory, is_supported
 from dist_mnist.distributed.world import broadcast_object
 from tests.support.processes import run_ranks
 
@@ -12,9 +12,9 @@ pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
 SHAPES = [(1,), (3, 5), (1000,), (7, 143), (2,)]
 
 
-def open_sum(world, timeout_seconds: float = 30.0) -> SharedMemorySum:  # type: ignore[no-untyped-def]
+def open_memory(world, timeout_seconds: float = 30.0) -> SharedMemory:  # type: ignore[no-untyped-def]
     name = broadcast_object(world, f"test {time.monotonic_ns()}")
-    return SharedMemorySum(world.rank, world.size, name, 8 * 1001, timeout_seconds)
+    return SharedMemory(world.rank, world.size, name, 8 * 1001, timeout_seconds)
 
 
 def tensor_of(rank: int, call: int, dtype: torch.dtype) -> torch.Tensor:
@@ -24,8 +24,8 @@ def tensor_of(rank: int, call: int, dtype: torch.dtype) -> torch.Tensor:
 
 def sums(calls: int, dtype: torch.dtype) -> list[torch.Tensor]:
     with session("cpu", timeout_seconds=60) as world:
-        add_up = open_sum(world)
-        return [add_up(tensor_of(world.rank, call, dtype)) for call in range(calls)]
+        shared = open_memory(world)
+        return [shared.sum(tensor_of(world.rank, call, dtype)) for call in range(calls)]
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(2, torch.float32), (3, torch.float64)])
@@ -41,13 +41,13 @@ def test_every_rank_gets_the_same_sum(size: int, dtype: torch.dtype) -> None:
 def left_alone(timeout_seconds: float) -> str:
     """Rank 1 makes one call and stops answering, or ends; return the error of rank 0."""
     with session("cpu", timeout_seconds=60) as world:
-        add_up = open_sum(world, timeout_seconds)
-        add_up(torch.zeros(3))
+        shared = open_memory(world, timeout_seconds)
+        shared.sum(torch.zeros(3))
         if world.rank == 1:
             time.sleep(2.5 if timeout_seconds < 60 else 0.0)
             return ""
         try:
-            add_up(torch.zeros(3))
+            shared.sum(torch.zeros(3))
         except LostRankError as error:
             return str(error)
     return "nothing was noticed"

@@ -17,6 +17,7 @@ from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed.world import World
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.state import TrainingState
+from dist_mnist.training.step import set_train_mode
 from tests.support.configs import make_config
 
 DATA = Path(tempfile.gettempdir(), "dist_mnist-gpu-check")
@@ -37,7 +38,7 @@ def build(world: World, *overrides: str) -> TrainingState:
     config = make_config(device, f"data.root={DATA}", *LONG, *overrides)
     splits = load_splits(config.data, config.seed).to(world.device)
     state = build_training_state(config, world, splits)
-    state.parallel_model.train()
+    set_train_mode(state)
     return state
 
 

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed import gradients, rendezvous
 from dist_mnist.distributed import session as session_module
-from dist_mnist.distributed.gradients import parallelize, tree_sum
+from dist_mnist.distributed.gradients import parallelize
+from dist_mnist.distributed.tree_sum import tree_sum
 from dist_mnist.distributed.world import World, all_reduce_max, all_reduce_sum, broadcast_buffers
 from dist_mnist.training.build import build_training_state
 from dist_mnist.training.loop import fit
@@ -52,7 +53,9 @@ def nccl_alone(world: World) -> Found:
     )
     model = network.to(world.device).to(memory_format=torch.channels_last)
     broadcast_buffers(pair, model)
-    tree = tree_sum(world, torch.ones(4, 8, device=world.device))
+    (tree,) = tree_sum(
+        world, [(row,) for row in torch.ones(4, 8, device=world.device)], 4, torch.Tensor.clone
+    )
     ran = [
         _backward(copy.deepcopy(model), pair, hook, synchronized)
         for hook in ("own", "compressed", "gathered", "gathered, compressed")

@@ -1,5 +1,6 @@
 """Networks that do odd things on purpose, for `trusted_modules=[tests.support.networks]`."""
 
+import math
 import os
 import signal
 import threading
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -103,13 +105,17 @@ class Odd(nn.Module):
         how: "tuple" (answers two tensors), "auxiliary" (two of them in train mode), "sparse" or
             "complex" (gradients), "frozen" (all of it), "locked" (cannot be copied), "unused" (a
             layer), "skips" (a layer in every other step), "random" (skips it at random), "thaws"
-            (the layer, in its third step), "last" (skips it in step 8 alone) or "norm" (over the
-            features of a batch).
+            (the layer, in its third step), "last" (skips it in step 8 alone), "norm" (over the
+            features of a batch), "counts" (its passes), "keeps" (its features), "mixes" (subtracts
+            the batch's mean), "twice" (uses its weights beside the layer, too), "numpy" (draws from
+            its generator), "closure" (calls a layer in one), "writes in eval mode" (to a buffer) or
+            "keeps on rank 0" (its features).
     """
 
     def __init__(self, how: str, **_: Any) -> None:
         super().__init__()
         self.how, self.steps = how, 0
+        self.features: list[torch.Tensor] = []
         self.head = nn.Linear(784, 10)
         if how == "sparse":
             self.table = nn.Embedding(4, 10, sparse=True)
@@ -121,20 +127,38 @@ class Odd(nn.Module):
             self.lock = threading.Lock()
         elif how in ("unused", "skips", "random", "thaws", "last"):
             self.extra = nn.Linear(784, 10)
-        elif how == "norm":
+        elif how in ("norm", "closure"):
             self.norm = nn.BatchNorm1d(10)
+        elif how == "writes in eval mode":
+            self.register_buffer("mean", torch.zeros(10))
+
+        if how == "closure":
+            self.call: Any = lambda logits: self.norm(logits)
 
     def forward(self, images: torch.Tensor) -> Any:
         """Map float images (B, 1, 28, 28) to logits (B, 10), or to something odd."""
         flat = images.flatten(1)
         logits = self.head(flat)
-        self.steps += self.training
+        if self.how in ("counts", "skips", "thaws", "last"):
+            self.steps += self.training
         if self.how == "sparse":
             logits = logits + self.table(torch.zeros(len(images), dtype=torch.int64))
         elif self.how == "complex":
             logits = logits + self.phase.abs()
         elif self.how == "norm":
             logits = self.norm(logits)
+        elif self.how == "closure":
+            logits = self.call(logits)
+        elif self.how == "numpy":
+            logits = logits * float(numpy.random.rand())
+        elif self.how == "writes in eval mode":
+            self.get_buffer("mean").copy_(logits.detach().mean(0) + 1)
+        elif self.how == "keeps" or (self.how[:5] == "keeps" and os.environ["RANK"] == "0"):
+            self.features.append(flat)
+        elif self.how == "mixes":
+            logits = logits - logits.mean(0)
+        elif self.how == "twice":
+            logits = logits + self.head.weight.sum(1)
         elif self._takes_extra():
             logits = logits + self.extra(flat)
         is_pair = self.how == "tuple" or (self.how == "auxiliary" and self.training)
@@ -149,6 +173,44 @@ class Odd(nn.Module):
             or (self.how == "random" and bool(torch.rand(()) < 0.5))
             or (self.how == "last" and self.steps != 8)
         )
+
+
+class Orthogonal(MLP):
+    """Its initial weights depend on the number of torch's threads."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "hidden_sizes": [512]})
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.orthogonal_(parameter)
+
+
+class WithBuffers(nn.Module):
+    """Has buffers that change in training, and some that are constant.
+
+    Args:
+        rebinds: Whether one of them becomes another tensor in each pass.
+    """
+
+    seen: torch.Tensor
+
+    def __init__(self, rebinds: bool = False, **_: Any) -> None:
+        super().__init__()
+        self.rebinds = rebinds
+        self.norm = nn.BatchNorm2d(1, momentum=0.5)
+        self.head = nn.Linear(784, 10)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("mask", torch.tensor([-math.inf, 0.1]))
+        self.register_buffer("flags", torch.tensor([True, False]))
+        self.register_buffer("scale", torch.ones(1, dtype=torch.float64))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map float images (B, 1, 28, 28) to logits (B, 10)."""
+        if self.training and self.rebinds:
+            self.seen = self.seen + len(images)
+        elif self.training:
+            self.seen += len(images)
+        return self.head(self.norm(images).flatten(1))  # type: ignore[no-any-return]
 
 
 class Fragile(MLP):

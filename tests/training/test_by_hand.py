@@ -14,7 +14,7 @@ from tests import by_hand
 from tests.support.configs import CHECKOUT, make_config
 from tests.support.processes import run_ranks, torchrun
 
-OPTIONS = {"trainer.max_steps": 6, "trainer.cpu_threads": 1, "trainer.epochs": 1, "seed": 1}
+OPTIONS = {"trainer.max_steps": 6, "trainer.epochs": 1, "seed": 1}
 TYPED = [f"{key}={value}" for key, value in OPTIONS.items()]
 
 

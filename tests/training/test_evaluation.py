@@ -7,6 +7,7 @@ from torch import nn
 from dist_mnist.commands.evaluate import load_candidate
 from dist_mnist.data.images import ImageTensors, Normalization
 from dist_mnist.distributed.session import session
+from dist_mnist.distributed.thread_pool import ThreadPool
 from dist_mnist.models.classifier import Classifier
 from dist_mnist.training.evaluation import Evaluation, evaluate
 from dist_mnist.training.run import run
@@ -32,9 +33,10 @@ def build() -> nn.Module:
     return model
 
 
-def answers(batch_size: int = 16) -> Evaluation:
+def answers(batch_size: int = 16, threads: int = 1) -> Evaluation:
     with session("cpu", timeout_seconds=60) as world:
-        return evaluate(classifier(build()), LOSS, DATASET, world, batch_size)
+        pool = ThreadPool(threads)
+        return evaluate(classifier(build()), LOSS, DATASET, world, batch_size, pool)
 
 
 def classifier(model: nn.Module) -> Classifier:
@@ -63,10 +65,16 @@ def test_evaluation_ignores_world_size(size: int) -> None:
         assert torch.equal(evaluation.confusion(10), alone.confusion(10))
 
 
+def test_evaluation_ignores_threads() -> None:
+    alone, shared = answers(), answers(threads=3)
+    for part in ("predictions", "confidences", "losses"):
+        assert torch.equal(getattr(alone, part), getattr(shared, part))
+
+
 def test_evaluation_restores_the_mode() -> None:
     model = build().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    evaluate(classifier(model), LOSS, DATASET, SOLO, 50)
+    evaluate(classifier(model), LOSS, DATASET, SOLO, 50, ThreadPool(1))
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 

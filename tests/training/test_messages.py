@@ -20,6 +20,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import Config
 from dist_mnist.data.sampler import DistributedBatchSampler, EpochOrder
 from dist_mnist.data.splits import load_splits
+from dist_mnist.distributed.thread_pool import ThreadPool
 from dist_mnist.distributed.world import World
 from dist_mnist.training import evaluation
 from dist_mnist.training.build import build_training_state
@@ -203,7 +204,7 @@ def test_evaluation_of_many_ranks(ranks: int, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(evaluation, "all_reduce_sum", add)
     for rank in range(ranks):
-        evaluate(classifier, loss, dataset, World(rank, rank, ranks, ranks, CPU), batch_size=3)
+        evaluate(classifier, loss, dataset, World(rank, rank, ranks, ranks, CPU), 3, ThreadPool(1))
     assert total[3].tolist() == [1.0] * 300
     outputs = classifier.logits(images)
     assert torch.equal(total[1].long(), outputs.argmax(1))
