@@ -29,6 +29,7 @@ BENCHMARKS = {
     "startup": startup.run,
     "tuning": tuning.run,
     "reproducible": reproducible.run,
+    "reproducible_accuracy": reproducible.run_accuracy,
     "time_to_990": time_to_accuracy.run_990,
     "time_to_995": time_to_accuracy.run_995,
     "time_to_997": time_to_accuracy.run_997,

@@ -38,6 +38,7 @@ SUMMARIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling": scaling.summary,
     "tuning": lambda results: "\n".join(map(tuning._summary, results.values())),
     "reproducible": reproducible.summary,
+    "reproducible_accuracy": reproducible.accuracy_summary,
     "balance": balance.summary,
     "beside": beside.summary,
     "residence": residence.summary,
