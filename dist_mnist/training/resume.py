@@ -119,9 +119,11 @@ def _restore_threads(state: TrainingState, saved: dict[str, Any]) -> None:
     world, trainer = state.world, state.config.trainer
     is_chosen = trainer.cpu_threads or state.shards or chosen_by_user(world.local_size)
     threads, processes = saved.get("threads"), saved.get("processes")
-    if world.device.type != "cpu" or is_chosen or processes != world.local_size:
+    if world.device.type != "cpu" or is_chosen:
         return
-    if isinstance(threads, int) and 1 <= threads <= 4 * usable_cores():
+    if not (isinstance(threads, int) and isinstance(processes, int)):  # a damaged checkpoint
+        return
+    if processes == world.local_size and 1 <= threads <= 4 * usable_cores():
         torch.set_num_threads(threads)
 
 

@@ -43,7 +43,7 @@ from dist_mnist.training.step import (
 Inputs = tuple[torch.Tensor, torch.Tensor]  # images and labels
 
 SHARDS = 8
-# Multiply-adds of a shard's forward pass beside which the time of its calls hardly counts.
+# Multiply-adds of a shard's forward pass. With fewer, most of its time would go into calls.
 WORK_PER_SHARD = 10_000_000
 # Samples of a shard, and in the smaller last batch: batch norm over fewer costs accuracy. With 32
 # the difference is below that between seeds; tests/benchmarks/RESULTS.md has it.

@@ -31,7 +31,9 @@ def train_by_package(run_dir: str, root: str) -> int:
         return run(config, world).test.correct
 
 
-@pytest.mark.parametrize("size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "size", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 3))]
+)
 def test_weights_have_the_same_bits(size: int, mnist_root: Path, tmp_path: Path) -> None:
     correct = run_ranks(size, train_by_package, str(tmp_path), str(mnist_root))
     expected = checkpoint.load(tmp_path / "checkpoints" / "last.safetensors")["model"]
