@@ -70,14 +70,18 @@ class Recording(MLP):
 
 
 class Slow(MLP):
-    """Takes its time whenever it is asked in training, so that there is some to disturb it in."""
+    """Takes its time whenever it is asked in training, so that there is some to disturb it in.
+
+    It counts its passes, so the shards of a step are computed one by one.
+    """
 
     def __init__(self, seconds: float, **options: Any) -> None:
         super().__init__(**options)
-        self.seconds = seconds
+        self.seconds, self.passes = seconds, 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map float images (B, C, H, W) to logits (B, num_classes)."""
+        self.passes += 1
         if self.training:
             time.sleep(self.seconds)
         return super().forward(images)
