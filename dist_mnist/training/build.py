@@ -30,6 +30,7 @@ from dist_mnist.models.build import build_loss, build_model
 from dist_mnist.models.dry_run import Findings, dry_run, trains_on_one_image
 from dist_mnist.models.losses import Weighted
 from dist_mnist.models.precision import compute_dtype, gradient_scaler, set_gpu_arithmetic
+from dist_mnist.models.purity import is_pure, is_pure_loss
 from dist_mnist.models.transfer import freeze, parameter_groups, thawing_parameters
 from dist_mnist.training.cuda_graph import (
     GraphedCompute,
@@ -39,14 +40,11 @@ from dist_mnist.training.cuda_graph import (
 )
 from dist_mnist.training.finite import FiniteCheck
 from dist_mnist.training.progress import Progress, RunningMetrics, Totals
-from dist_mnist.training.replicas import can_be_stacked
 from dist_mnist.training.schedules import build_schedule
 from dist_mnist.training.shards import (
     SHARDS,
-    StepInShards,
-    bound_by_calls,
+    build_step_in_shards,
     costs_little,
-    is_pure_loss,
     set_reproducible,
 )
 from dist_mnist.training.state import TrainingState
@@ -71,17 +69,15 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     dtype = compute_dtype(trainer.precision, device)
     scaler = gradient_scaler(device, dtype)
     order = _build_order(config, world, splits)
-    if trainer.reproducible is True or (trainer.reproducible and device.type == "cpu"):
-        torch.set_num_threads(1)  # the initial weights may depend on it
     model = _build_network(config, world)
     loss = build_loss(config)
-    findings = _agreed_findings(world, dry_run(model, config.data), loss)
-    is_reproducible = trainer.reproducible
-    if is_reproducible == "auto":
-        is_reproducible = costs_little(config, world, order, findings)
+    findings = _agreed_findings(world, dry_run(model, config.data))
+    may_shard = _may_shard(config, world, order, findings)
+    runs_in_threads = may_shard and _is_pure_on_all_ranks(world, model, loss, config)
+    is_reproducible = trainer.reproducible is True or runs_in_threads
     _require_enough_images(config, world, order, model, SHARDS if is_reproducible else None)
     set_reproducible(world, is_reproducible)
-    pool = _build_pool(config, world, findings, is_reproducible)
+    pool = _build_pool(config, world, findings, is_reproducible, runs_in_threads)
     parallel_model = _parallelize(model, config, world, findings, is_reproducible)
     thawing = thawing_parameters(model, config.transfer)
     groups = parameter_groups(model, config.transfer)
@@ -113,16 +109,29 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
         ),
         metrics=RunningMetrics(world, Totals()),
     )
-    state.step = _step_in_shards(state, findings) if is_reproducible else partial(step, state)
+    state.step = partial(step, state)
+    if is_reproducible:
+        state.step = build_step_in_shards(state, findings, runs_in_threads)
     state.compute = _graphed(state) if trainer.cuda_graph else partial(compute, state)
     return state
 
 
-def _agreed_findings(world: World, findings: Findings, loss: nn.Module) -> Findings:
+def _agreed_findings(world: World, findings: Findings) -> Findings:
     """Return the same findings on every rank, since a network may skip layers at random."""
-    is_impure = not (findings.is_pure and is_pure_loss(loss))
-    work, impure = all_reduce_max(world, [float(findings.multiply_adds), float(is_impure)])
-    return findings._replace(multiply_adds=int(work), is_pure=not impure)
+    work, skips = all_reduce_max(
+        world, [float(findings.multiply_adds), float(findings.skips_parameters)]
+    )
+    return findings._replace(multiply_adds=int(work), skips_parameters=bool(skips))
+
+
+def _may_shard(config: Config, world: World, order: EpochOrder, findings: Findings) -> bool:
+    chosen: bool | str = config.trainer.reproducible
+    return costs_little(config, world, order, findings) if chosen == "auto" else bool(chosen)
+
+
+def _is_pure_on_all_ranks(world: World, model: nn.Module, loss: nn.Module, config: Config) -> bool:
+    (is_impure,) = all_reduce_max(world, [not (is_pure(model, config.data) and is_pure_loss(loss))])
+    return not is_impure
 
 
 def _weight_classes(loss: nn.Module, config: Config, splits: DataSplits) -> nn.Module:
@@ -131,16 +140,6 @@ def _weight_classes(loss: nn.Module, config: Config, splits: DataSplits) -> nn.M
         return loss
     counts = splits.train.labels.bincount(minlength=len(splits.classes))
     return Weighted(loss, class_weights(counts.cpu()))
-
-
-def _step_in_shards(state: TrainingState, findings: Findings) -> StepInShards:
-    is_on_cpu, is_call_bound = (
-        state.world.device.type == "cpu",
-        bound_by_calls(state.config, findings),
-    )
-    may_stack = findings.is_pure and is_on_cpu and is_call_bound
-    is_stacked = may_stack and can_be_stacked(state, SHARDS)
-    return StepInShards(state, is_stacked, draws=not findings.is_pure)
 
 
 def _graphed(state: TrainingState) -> GraphedCompute:
@@ -174,6 +173,9 @@ def _build_order(config: Config, world: World, splits: DataSplits) -> EpochOrder
 
 def _build_network(config: Config, world: World) -> nn.Module:
     """Return the bare network on the CPU; its weights depend only on the seed."""
+    chosen = config.trainer.reproducible
+    if chosen is True or (chosen and world.device.type == "cpu"):
+        torch.set_num_threads(1)  # a sum that threads share depends on their number
     seed_device(world.device, keyed_seed(config.seed, "weights"))
     model = build_model(config)
     freeze(model, config.transfer)
@@ -195,7 +197,11 @@ def _require_enough_images(
 
 
 def _build_pool(
-    config: Config, world: World, findings: Findings, is_reproducible: bool
+    config: Config,
+    world: World,
+    findings: Findings,
+    is_reproducible: bool,
+    runs_in_threads: bool,
 ) -> ThreadPool:
     """Return the threads that compute shards, or one that leaves the work to torch's threads."""
     trainer = config.trainer
@@ -205,7 +211,7 @@ def _build_pool(
     threads = choose_threads(world.local_size, samples * findings.multiply_adds)
     threads = trainer.cpu_threads or threads
     if is_reproducible:
-        return ThreadPool(min(threads, -(-SHARDS // world.size)) if findings.is_pure else 1)
+        return ThreadPool(min(threads, -(-SHARDS // world.size)) if runs_in_threads else 1)
     torch.set_num_threads(threads)
     return ThreadPool(1)
 
@@ -226,9 +232,7 @@ def _parallelize(
         # `set_gpu_arithmetic` has chosen; torch up to 2.12 would recommend another choice.
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
         trained_model = torch.compile(model)  # type: ignore[assignment]
-    # A network that skips layers by its own numbers may have skipped some on one rank only.
-    (skips_parameters,) = all_reduce_max(world, [bool(findings.unused)])
-    return parallelize(trained_model, world, trainer, bool(skips_parameters))
+    return parallelize(trained_model, world, trainer, findings.skips_parameters)
 
 
 def _piece_sizes(trainer: TrainerConfig, world: World, order: EpochOrder, parts: int) -> set[int]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from dist_mnist.distributed.tree_sum import Tensors
 from dist_mnist.distributed.world import all_reduce_max
-from dist_mnist.models.dry_run import changing_buffers
+from dist_mnist.models.purity import changing_buffers
 from dist_mnist.training.state import TrainingState
 from dist_mnist.training.step import forward, loss_gradients
 

@@ -19,7 +19,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import NOT_REPRODUCIBLE, Config
@@ -30,7 +29,7 @@ from dist_mnist.distributed.tree_sum import Tensors, build_gather, tree_sum
 from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.distributed.world import World
 from dist_mnist.models.dry_run import Findings
-from dist_mnist.training.replicas import Replica, replicate, shard_gradients
+from dist_mnist.training.replicas import Replica, can_be_stacked, replicate, shard_gradients
 from dist_mnist.training.state import TrainingState
 from dist_mnist.training.step import (
     apply_gradients,
@@ -60,7 +59,6 @@ def costs_little(config: Config, world: World, order: EpochOrder, findings: Find
         world.device.type == "cpu"
         and world.size <= SHARDS
         and not any(getattr(config.trainer, key) for key in NOT_REPRODUCIBLE)
-        and findings.is_pure
         and not bound_by_calls(config, findings)
         and order.batch_size(0) >= SHARDS * ENOUGH_SAMPLES
         and min(order.batch_sizes) >= SHARDS * ENOUGH_SAMPLES_AT_LAST
@@ -72,11 +70,6 @@ def bound_by_calls(config: Config, findings: Findings) -> bool:
     """Return whether calling the operations of a shard takes much of their time."""
     samples = config.trainer.global_batch_size / SHARDS
     return samples * findings.multiply_adds < WORK_PER_SHARD
-
-
-def is_pure_loss(loss: nn.Module) -> bool:
-    """Return whether several threads can call a loss: those of torch and of this package."""
-    return type(loss).__module__.startswith(("torch.nn.", "dist_mnist."))
 
 
 def set_reproducible(world: World, is_wanted: bool) -> None:
@@ -95,7 +88,6 @@ def set_reproducible(world: World, is_wanted: bool) -> None:
             f"{SHARDS} shards; set --nproc_per_node to {SHARDS} or less, or "
             f"trainer.reproducible=false."
         )
-    torch.set_num_threads(1)  # a sum that threads share depends on their number
     torch.backends.cudnn.benchmark = False
     # Filling memory that is never read would only take time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -104,8 +96,7 @@ def set_reproducible(world: World, is_wanted: bool) -> None:
 class Call(NamedTuple):
     """What one call computes: neighboring shards of this process, all of the same size."""
 
-    first_shard: int
-    shards: int
+    shards: range
     samples: slice  # their samples' places in this process's share of a batch
     places: torch.Tensor  # the same in the global batch, int64
 
@@ -127,7 +118,7 @@ def plan_calls(
         end = min(row + most_shards, row + sizes[row:].count(sizes[row]))
         places = [torch.arange(shard, batch_size, SHARDS) for shard in shards[row:end]]
         samples = slice(first_sample, first_sample + sum(sizes[row:end]))
-        calls.append(Call(shards[row], end - row, samples, torch.cat(places).to(device)))
+        calls.append(Call(shards[row:end], samples, torch.cat(places).to(device)))
         row, first_sample = end, samples.stop
     return calls
 
@@ -219,20 +210,19 @@ class StepInShards:
             losses, outputs and labels of all samples.
         """
         watchdog.keep_alive()
-        shards = range(call.first_shard, SHARDS, self._state.world.size)[: call.shards]
-        self._in_progress.update(shards)
+        self._in_progress.update(call.shards)
         state, replica = self._state, self._idle.pop()
         if before:
             torch._foreach_copy_(replica.buffers, before)
         images, labels = prepare(call)
         if self._draws:
-            seed_step(state, call.first_shard)
+            seed_step(state, call.shards[0])
         gradients, losses, outputs = shard_gradients(
-            *(state, replica, images, labels, call.shards, batch_size)
+            *(state, replica, images, labels, len(call.shards), batch_size)
         )
         moved = torch._foreach_sub(replica.buffers, before) if before else ()
         self._idle.append(replica)
-        self._in_progress.difference_update(shards)
+        self._in_progress.difference_update(call.shards)
         terms = [tuple(tensor.float() for tensor in (*term, *moved)) for term in gradients]
         return terms, losses, outputs, labels
 
@@ -246,3 +236,18 @@ class StepInShards:
         changes = total[len(parameters) :]
         for buffer, value, change in zip(self._whole.buffers, before, changes, strict=True):
             buffer.copy_(value + (change / non_empty).to(value.dtype))
+
+
+def build_step_in_shards(
+    state: TrainingState, findings: Findings, runs_in_threads: bool
+) -> StepInShards:
+    """Return the step of a reproducible run; every rank must call it.
+
+    Args:
+        runs_in_threads: Whether the network and the loss are pure.
+    """
+    may_stack = runs_in_threads and state.world.device.type == "cpu"
+    is_stacked = (
+        may_stack and bound_by_calls(state.config, findings) and can_be_stacked(state, SHARDS)
+    )
+    return StepInShards(state, is_stacked, draws=not runs_in_threads)

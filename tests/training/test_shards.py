@@ -199,7 +199,7 @@ def test_calls_cover_the_batch(size: int, batch_size: int) -> None:
             assert sum(len(call.places) for call in calls) == len(share)
             for call in calls:
                 assert torch.equal(whole[call.places], share[call.samples])
-                assert len(call.places) % call.shards == 0
+                assert len(call.places) % len(call.shards) == 0
         seen.append(share)
     assert torch.equal(torch.cat(seen).sort().values, whole.sort().values)
 
