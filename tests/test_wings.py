@@ -25,7 +25,7 @@ BUDGETS = {
     "data": 1735,
     "record": 875,
     "distributed": 1905,
-    "config": 970,
+    "config": 1060,
 }
 WINGS = [*BUDGETS]
 ROOMS_TO_DO_WITHOUT = ("digits", "folder", "serve")

@@ -30,6 +30,7 @@ from dist_mnist.config.compose import (
     register_schema,
 )
 from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.keys import require_known_keys
 from dist_mnist.config.overrides import gather_words, refuse_hydra_folder
 from dist_mnist.distributed import launcher, signals
 from dist_mnist.distributed.launcher import LaunchError
@@ -64,6 +65,7 @@ def _run() -> None:
         settings = HydraConfig.get()
         if settings.run.dir != "." and settings.output_subdir is None:  # by a YAML file
             refuse_hydra_folder(f"hydra.run.dir={settings.run.dir}")
+        require_known_keys(composed)
         config = OmegaConf.to_object(composed)
         # Hydra's optimizing sweepers maximize or minimize the result.
         return importlib.import_module(f"dist_mnist.commands.{name}").run(config)  # type: ignore[no-any-return]

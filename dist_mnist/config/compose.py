@@ -1,16 +1,24 @@
 """From `conf/` and overrides to a checked config, on the command line and in a notebook."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
+from threading import Lock
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
+from hydra.version import VersionBase
 from omegaconf.errors import OmegaConfBaseException
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.config.keys import unknown_key_sentence
 from dist_mnist.config.overrides import expand_home, quoting_hint, refuse_hydra_folder
 from dist_mnist.config.schema import Config, build_config
+
+_composing = Lock()
 
 
 def conf_folder() -> Path:
@@ -34,13 +42,40 @@ def compose_config(*overrides: str) -> Config:
     Raises:
         InputError: A key is unknown, or a value is not allowed.
     """
-    register_schema("train", Config)
     given = prepare_overrides(overrides)
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        with (
+            _apart_from_other_hydras(),
+            initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())),
+        ):
+            register_schema("train", Config)
             return build_config(compose("train", overrides=given))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(hydra_sentence(error)) from error
+
+
+@contextmanager
+def _apart_from_other_hydras() -> Iterator[None]:
+    """Give this thread Hydra's global objects for itself, then put the others' back.
+
+    The caller may be a Hydra application, or several threads.
+    """
+    with _composing:
+        hydra, version, store = (
+            GlobalHydra.instance(),
+            VersionBase.instance(),
+            ConfigStore.instance(),
+        )
+        schemas = dict(store.repo)
+        GlobalHydra.set_instance(copy(hydra))
+        VersionBase.set_instance(copy(version))
+        GlobalHydra.instance().clear()
+        try:
+            yield
+        finally:
+            GlobalHydra.set_instance(hydra)
+            VersionBase.set_instance(version)
+            store.repo = schemas
 
 
 def prepare_overrides(overrides: Sequence[str]) -> list[str]:
@@ -58,6 +93,9 @@ def hydra_sentence(error: BaseException) -> str:
     """Return an error of Hydra's in one line: the override, and OmegaConf's reason."""
     if isinstance(error, OverrideParseException):
         return _grammar_sentence(error)
+    unknown = unknown_key_sentence(error.__cause__) or unknown_key_sentence(error)
+    if unknown:
+        return unknown
     text = str(error).partition("\nConfig search path")[0].replace("\n\nAvailable", "; available")
     reason = str(error.__cause__ or "").split("\n")[0]
     if reason:

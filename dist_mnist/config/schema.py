@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dist_mnist.config.data_schema import DataConfig
 from dist_mnist.config.errors import InputError, one_line, require
+from dist_mnist.config.keys import require_known_keys
 from dist_mnist.config.overrides import checked_path
 from dist_mnist.config.transfer import TransferConfig
 
@@ -197,8 +198,9 @@ def build_config(composed: DictConfig) -> Config:
     """Return the composed config as checked dataclasses.
 
     Raises:
-        InputError: A value has the right type but is not allowed.
+        InputError: A key is unknown, or a value has the right type but is not allowed.
     """
+    require_known_keys(composed)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
