@@ -253,20 +253,18 @@ def config_from_plain(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> C
         raise InputError("the checkpoint's config cannot be used: it contains an interpolation.")
     schema = OmegaConf.structured(Config)
     try:
-        saved = OmegaConf.merge(schema, _upgraded(plain))
+        saved = OmegaConf.merge(schema, upgraded(plain))
         build_config(saved)  # type: ignore[arg-type]
     except Exception as error:  # a file from elsewhere may contain anything
         raise InputError(f"the checkpoint's config cannot be used: {one_line(error)}.") from error
     return build_config(OmegaConf.merge(saved, _without_none(changes)))  # type: ignore[arg-type]
 
 
-def _upgraded(value: Any) -> Any:
+def upgraded(value: Any) -> Any:
     """Return a saved config with the names and values of this version."""
     if isinstance(value, Mapping):
-        upgraded = {key: _upgraded(part) for key, part in value.items()}
-        if upgraded.get("cuda_graph") == "auto":
-            upgraded["cuda_graph"] = False
-        return upgraded
+        parts = {key: upgraded(part) for key, part in value.items()}
+        return parts | ({"cuda_graph": False} if parts.get("cuda_graph") == "auto" else {})
     return MOVED_TARGETS.get(value, value) if isinstance(value, str) else value
 
 

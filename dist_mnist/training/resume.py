@@ -10,6 +10,7 @@ import torch
 
 from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError, refusing
+from dist_mnist.config.schema import flat, upgraded
 from dist_mnist.distributed.cpu_threads import chosen_by_user, usable_cores
 from dist_mnist.distributed.launcher import is_restart
 from dist_mnist.distributed.world import all_reduce_max, broadcast_object
@@ -33,6 +34,14 @@ FIXED_FOR_A_RUN = (
     "transfer.freeze",
     "transfer.learning_rates",
     "transfer.thaw_epoch",
+)
+# A run that is finished is only tested again, so whatever else differs would not be true of it.
+FREE_IN_A_FINISHED_RUN = (
+    *("run_dir", "resume", "trusted_modules", "tracking", "data.root", "data.residence"),
+    *("trainer.device", "trainer.cpu_threads", "trainer.timeout_seconds"),
+    *("trainer.log_every_steps", "trainer.checkpoint_every_steps", "trainer.keep_checkpoints"),
+    *("trainer.evaluation_batch_size", "trainer.find_unused_parameters"),
+    "trainer.reproducible",  # the kind of its steps is compared
 )
 
 
@@ -75,6 +84,8 @@ def resume(state: TrainingState, run_dir: Path) -> None:
     found = broadcast_object(state.world, found)
     if found is not None:
         restore(state, found)
+        if state.is_over:
+            _check_finished_run(state.plain_config, found["config"], run_dir)
 
 
 def restore(state: TrainingState, content: dict[str, Any]) -> None:
@@ -136,12 +147,27 @@ def _check_same_run(config: dict[str, Any], saved: dict[str, Any]) -> None:
     keys = (*FIXED_FOR_A_RUN, "optimizer._target_", *(f"model.{key}" for key in config["model"]))
     for key in keys:
         now, then = _look_up(config, key), _look_up(saved, key)
-        # An option that did not exist yet was not used.
-        if now != then and any(value and value != "none" for value in (now, then)):
+        if _differ(now, then):
             raise InputError(
                 f"{key}={now} does not fit this run, which began with {key}={then}: "
                 f"set it back, or choose a new run_dir."
             )
+
+
+def _check_finished_run(config: dict[str, Any], saved: dict[str, Any], run_dir: Path) -> None:
+    now, then = flat(config), flat(upgraded(saved))
+    for key in now | then:
+        is_free = any(key == free or key.startswith(f"{free}.") for free in FREE_IN_A_FINISHED_RUN)
+        if not is_free and _differ(now.get(key), then.get(key)):
+            raise InputError(
+                f"{key}={now.get(key)} does not fit the finished run in run_dir={run_dir}, which "
+                f"was trained with {key}={then.get(key)}: set it back, or choose a new run_dir."
+            )
+
+
+def _differ(now: object, then: object) -> bool:
+    """Return whether two values differ; an option that did not exist yet was not used."""
+    return now != then and any(value and value != "none" for value in (now, then))
 
 
 def _check_same_step(state: TrainingState, was_reproducible: bool) -> None:

@@ -122,7 +122,7 @@ def test_save_draws_the_digits(
         (["2026.jpg", "format=xml"], "Invalid value 'xml'|format=xml"),
         (["2026.jpg", "checkpoint="], "checkpoint is missing"),
         (["2026.jpg", "checkpoint=latest"], "there is no run under .*outputs: train one"),
-        (["2026.jpg", "colour=red"], "Could not override 'colour'"),
+        (["2026.jpg", "colour=red"], "colour is not a key"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -92,6 +92,28 @@ def test_a_finished_run_is_only_tested_again(small_root: Path, tmp_path: Path) -
     assert_equal(before, result(tmp_path))
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_finished_run_gets_no_record_of_other_settings(small_root: Path, tmp_path: Path) -> None:
+    overrides = [*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"]
+    run_once(overrides)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    for key, value, old in (
+        ("optimizer.lr", "0.5", "0.01"),
+        ("+optimizer.eps", "0.1", "None"),
+        ("scheduler.warmup_fraction", "0.5", "0.2"),
+        ("augmentation.rotation_degrees", "3.0", "0.0"),
+        ("trainer.epochs", "2", "3"),
+        ("trainer.precision", "bf16", "auto"),
+    ):
+        with pytest.raises(InputError) as raised:
+            run_once([*overrides, f"{key}={value}"])
+        name = key.lstrip("+")
+        for part in (f"{name}={value} ", f"{name}={old}:", f"run_dir={tmp_path}"):
+            assert part in str(raised.value)
+        assert before == {path: path.read_bytes() for path in before}
+    run_once([*overrides, "trainer.log_every_steps=7", "tracking.tags=[other]", "resume=must"])
+
+
 def test_run_leaves_its_files(small_root: Path, tmp_path: Path) -> None:
     run_once([*SMALL, f"data.root={small_root}", f"run_dir={tmp_path}"])
     lines = read_journal(tmp_path / "metrics.jsonl")
