@@ -17,7 +17,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import config_from_plain
 from dist_mnist.data.images import Normalization
 from dist_mnist.data.mapped import Samples
-from dist_mnist.data.splits import load_part
+from dist_mnist.data.test_set import load_test_set, match_classes, relabel, some
 from dist_mnist.distributed.session import session
 from dist_mnist.distributed.thread_pool import ThreadPool
 from dist_mnist.distributed.world import World, broadcast_object
@@ -107,29 +107,34 @@ def load_candidate(
     config = config_from_plain(content["config"], changes)
     set_gpu_arithmetic(config.trainer.precision)
     classifier = classifier_from_checkpoint(content, config, world.device)
-    test = next((other.test for other in earlier if other.data == config.data), None)
-    if test is None:
-        test, _ = load_part(config.data, train=False, trusted_modules=config.trusted_modules)
-        test = test.to(world.device)
+    same = next((other for other in earlier if other.data == config.data), None)
+    if same:
+        test = relabel(same.test, same.classifier.classes, classifier.classes, config.data.root)
+    else:
+        test = load_test_set(config.data, content, config.trusted_modules).to(world.device)
     loss = build_loss(config).to(world.device)
     return Candidate(classifier, loss, config.data, test, config.trainer.evaluation_batch_size)
 
 
 class MeanOfNetworks(nn.Module):
-    """The logarithm of the mean of several networks' probabilities.
+    """The logarithm of the mean of several networks' probabilities, in the first one's classes.
 
     Args:
-        classifiers: Each normalizes the images in its own way.
+        classifiers: Each normalizes the images, and orders the classes, in its own way.
     """
 
     def __init__(self, classifiers: Sequence[Classifier]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(classifier.model for classifier in classifiers)
         self.classifiers = classifiers
+        self.orders = [match_classes(classifiers[0].classes, c.classes) for c in classifiers]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map images (B, C, H, W), from 0 to 255, to log-probabilities (B, classes)."""
-        answers = [c.logits(images).log_softmax(dim=1) for c in self.classifiers]
+        answers = [
+            classifier.logits(images).log_softmax(dim=1)[:, order.to(images.device)]
+            for classifier, order in zip(self.classifiers, self.orders, strict=True)
+        ]
         return torch.stack(answers).logsumexp(dim=0) - torch.tensor(len(answers)).log()
 
 
@@ -140,21 +145,34 @@ def ensemble(classifiers: Sequence[Classifier]) -> Classifier:
         classifiers: At least one, all on the same device.
 
     Raises:
-        InputError: Their classes differ.
+        InputError: Their classes or image shapes differ.
     """
-    classes = classifiers[0].classes
-    if any(classifier.classes != classes for classifier in classifiers):
-        raise InputError("ensemble=true needs checkpoints with the same classes; these differ.")
+    first, classes = classifiers[0], classifiers[0].classes
+    for other in classifiers:
+        if {*other.classes} != {*classes}:
+            raise InputError(
+                f"ensemble=true needs checkpoints with the same classes: one knows "
+                f"{some(classes)}, and one {some(other.classes)}."
+            )
+        if other.image_shape != first.image_shape:
+            raise InputError(
+                f"ensemble=true needs checkpoints with the same data.image_shape: one has "
+                f"{[*first.image_shape]}, and one {[*other.image_shape]}."
+            )
     mean = MeanOfNetworks(classifiers).eval()
     return Classifier(mean, Normalization(0.0, 1 / 255), torch.float32, classes)  # pixels unchanged
 
 
 def _as_one(candidates: Sequence[Candidate]) -> Candidate:
     """Return the ensemble of several candidates, which is scored by its cross-entropy."""
-    first = candidates[0]
-    if not all(torch.equal(other.test.labels, first.test.labels) for other in candidates):
-        raise InputError("ensemble=true needs checkpoints with the same test set; these differ.")
     together = ensemble([candidate.classifier for candidate in candidates])
+    first = candidates[0]
+    for other in candidates:
+        order = match_classes(other.classifier.classes, together.classes).to(first.test.labels)
+        if not torch.equal(order[other.test.labels], first.test.labels):
+            raise InputError(
+                "ensemble=true needs checkpoints with the same test set; these differ."
+            )
     loss = nn.CrossEntropyLoss(reduction="none")
     return Candidate(together, loss, first.data, first.test, first.batch_size)
 

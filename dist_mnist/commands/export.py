@@ -25,7 +25,7 @@ from dist_mnist.config.commands import ExportConfig, ExportFormat
 from dist_mnist.config.errors import InputError, refusing
 from dist_mnist.config.schema import config_from_plain
 from dist_mnist.data.mapped import Samples
-from dist_mnist.data.splits import load_part
+from dist_mnist.data.test_set import load_test_set
 from dist_mnist.distributed.session import session
 from dist_mnist.models.classifier import Classifier, classifier_from_checkpoint, find_checkpoint
 from dist_mnist.record import checkpoint
@@ -110,7 +110,7 @@ def _write(config: ExportConfig, path: Path) -> None:
     changes = {"data": config.data, "trusted_modules": config.trusted_modules}
     saved = config_from_plain(content["config"], {**changes, "trainer": {"precision": "fp32"}})
     classifier = classifier_from_checkpoint(content, saved, torch.device("cpu"))
-    test, _ = load_part(saved.data, train=False, trusted_modules=saved.trusted_modules)
+    test = load_test_set(saved.data, content, saved.trusted_modules)
     exported = Exported(classifier, config.preprocessing)
     expected = _answers(exported, exported, test)
     correct = int((expected.argmax(dim=1) == test.labels).sum())

@@ -1,5 +1,6 @@
 """The cache folder: it holds files made from a user's data, which can be made again."""
 
+import hashlib
 import json
 import logging
 import os
@@ -30,6 +31,11 @@ def cannot_store(folder: Path, error: OSError) -> InputError:
     """Return the sentence for a cache that the system refuses to write."""
     reason = str(cannot_write(folder, error)).partition(";")[0].rstrip(".")
     return InputError(f"{reason}; set XDG_CACHE_HOME to another folder for decoded images.")
+
+
+def fingerprint(content: bytes) -> str:
+    """Return a short name for content, the same for the same content only."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def remember(path: Path, compute: Callable[[], Any]) -> Any:

@@ -5,6 +5,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +16,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 MOST_PIXELS = 2**26  # more than a phone's camera takes; 200 MB once they are decoded
 DEEP_MODES = ("I", "F")  # more than 8 bits a pixel; those of 16 bits begin with I, too
+# Tags of TIFF 6.0 (Adobe 1992), and a value.
+BITS_PER_SAMPLE, PHOTOMETRIC_INTERPRETATION, MAX_SAMPLE_VALUE = 258, 262, 281
+WHITE_IS_ZERO = 0
 _opening = Lock()  # catch_warnings changes the filters of all threads
 
 
@@ -83,18 +87,35 @@ def _check_size(pixels: int | None, name: str) -> None:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Return a picture of 16 or 32 bits a pixel in 8.
 
-    Whole numbers up to 65535 count as 16 bits, and fractions up to 1 as shares of white. Other
-    numbers have no known range, so theirs is stretched to 0 to 255.
+    A TIFF may say which value is the largest, and that 0 is white. Otherwise whole numbers up to
+    65535 count as 16 bits, and fractions up to 1 as shares of white. Other numbers have no known
+    range, so theirs is stretched to 0 to 255.
     """
     if not picture.mode.startswith(DEEP_MODES):
         return picture
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
-    most = 1.0 if picture.mode == "F" else 65535.0
+    most = _largest_value(picture) or (1.0 if picture.mode == "F" else 65535.0)
     if low >= 0 and high <= most:
         low, high = 0.0, most
     scaled = (values - low) * (255 / max(high - low, 1e-9))
+    if _tag(picture, PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+        scaled = 255 - scaled
     return Image.fromarray((scaled + 0.5).clip(0, 255).astype(np.uint8))
+
+
+def _largest_value(picture: Image.Image) -> float | None:
+    """Return the largest value that a TIFF's pixels may have, if it says so."""
+    bits, most = _tag(picture, BITS_PER_SAMPLE), _tag(picture, MAX_SAMPLE_VALUE)
+    if not most and bits and bits < 16:
+        most = 2**bits - 1
+    return float(most) if most and most > 0 else None
+
+
+def _tag(picture: Image.Image, number: int) -> Any:
+    """Return the first value of a TIFF tag, or None."""
+    value = getattr(picture, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) and value else value
 
 
 def _opaque(picture: Image.Image) -> Image.Image:

@@ -39,6 +39,8 @@ class MappedImages:
     device: torch.device = CPU  # where `block` and `deliver` bring the samples
     margin: int = 0  # black pixels around each image when it is delivered
     sums: PixelSums | None = field(default=None, repr=False)  # None before they are computed
+    # Bool of shape (N,), the samples that validate; None if the data set does not say.
+    validates: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +63,9 @@ class MappedImages:
 
     def subset(self, indices: torch.Tensor) -> "MappedImages":
         """Return some of the samples, in the same file."""
-        return replace(self, rows=self.rows[indices], labels=self.labels[indices], sums=None)
+        validates = None if self.validates is None else self.validates[indices]
+        rows, labels = self.rows[indices], self.labels[indices]
+        return replace(self, rows=rows, labels=labels, sums=None, validates=validates)
 
     def to(self, device: torch.device) -> "MappedImages":
         """Return the same samples, which go to the device when they are needed."""

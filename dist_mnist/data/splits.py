@@ -103,6 +103,9 @@ def load_splits(
 
 def _hold_out(config: DataConfig, training: Samples, seed: int) -> tuple[Samples, Samples]:
     """Return the samples to train on and the validation part."""
+    if isinstance(training, MappedImages) and training.validates is not None:
+        given = training.validates
+        return training.subset((~given).nonzero()[:, 0]), training.subset(given.nonzero()[:, 0])
     size = number_of(config.validation_size, len(training))
     if size >= len(training):
         raise InputError(

@@ -13,7 +13,11 @@ from dist_mnist.data.decode import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-TEST_TREES = ("test", "val", "valid", "validation")
+# Folders that systems put among people's files; hidden ones are left out, too.
+SYSTEM_FOLDERS = (
+    *("@eadir", "#recycle", "#snapshot", "__macosx", "__pycache__", "lost+found"),
+    *("$recycle.bin", "recycler", "system volume information"),
+)
 
 
 class PictureFile(NamedTuple):
@@ -27,37 +31,30 @@ class PictureFile(NamedTuple):
 Classes = dict[str, list[PictureFile]]
 
 
-def find_test_tree(root: Path) -> str | None:
-    """Return the name of the test tree beside `train`; None if the folder is one tree.
+def find_pictures(root: Path, *parts: str) -> Classes:
+    """Find the pictures below each folder of one or more trees, sorted by name and by path.
 
-    Without a `test` folder, the validation folder of other programs counts as one.
-    """
-    try:
-        with os.scandir(root / "train") as entries:
-            has_classes = any(entry.is_dir() for entry in entries)
-    except OSError:
-        has_classes = False
-    if not has_classes:
-        return None
-    return next((name for name in TEST_TREES if (root / name).is_dir()), None)
-
-
-def find_pictures(root: Path, part: str = "") -> Classes:
-    """Find the pictures below each folder of a tree, sorted by name and by path.
-
-    Hidden files and folders are left out, and so are files without a picture's ending and files
-    that are not plain. Links are followed only to files below the root.
+    Hidden files and folders are left out, those of the system, files without a picture's ending,
+    and files that are not plain. Links are followed only to files below the root.
 
     Args:
         root: The folder that no link may lead out of.
-        part: The tree below it: "", "train" or "test".
+        parts: The trees below it, such as "train"; "" for the folder itself.
 
     Returns:
-        The pictures of each folder that has pictures.
+        The pictures of each folder that has pictures, by the folder's name.
 
     Raises:
-        InputError: The folder cannot be read, or has no pictures in folders.
+        InputError: A folder cannot be read, or has no pictures in folders.
     """
+    classes: Classes = defaultdict(list)
+    for part in parts:
+        for name, files in _find(root, part).items():
+            classes[name] += files
+    return {name: sorted(classes[name]) for name in sorted(classes)}
+
+
+def _find(root: Path, part: str) -> Classes:
     top = root / part
     if not top.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{top} is a link that leads out of data.root={root}: copy its pictures.")
@@ -65,30 +62,37 @@ def find_pictures(root: Path, part: str = "") -> Classes:
     links: list[str] = []
     others = 0
     for path, file in _walk(root.resolve(), part, links):
-        name, _, rest = path.removeprefix(f"{part}/" if part else "").partition("/")
-        if rest and _is_picture(path):
+        name = class_of(path, part)
+        if name and _is_picture(path):
             classes[name].append(PictureFile(path, file.st_size, file.st_mtime_ns))
         else:
             others += 1
     if not classes:
+        shown = f", such as {printable(links[0])}" if links else ""
+        leading = f"; {len(links)} links out of the folder are left out{shown}" if links else ""
         raise InputError(
             f"data.root={root} has no pictures to learn from: {top} needs a folder for each class, "
-            f"with PNG, JPEG, BMP, WebP, GIF or TIFF files in it."
+            f"with PNG, JPEG, BMP, WebP, GIF or TIFF files in it{leading}."
         )
     _log_left_out(top, classes, links, others)
-    return {name: sorted(classes[name]) for name in sorted(classes)}
+    return classes
 
 
-def find_classes(root: Path, part: str) -> list[str]:
-    """Return the names of the folders of a tree that have pictures."""
-    with os.scandir(root / part) as entries:
-        names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
-    return [
-        name
-        for name in names
-        if not name.startswith(".")
-        and any(_is_picture(path) for path, _ in _walk(root.resolve(), f"{part}/{name}", []))
-    ]
+def class_of(path: str, part: str) -> str:
+    """Return the class of a picture of a tree: its topmost folder there; "" if it is in none."""
+    name, _, rest = path.removeprefix(f"{part}/" if part else "").partition("/")
+    return name if rest else ""
+
+
+def list_pictures(root: Path, part: str) -> list[PictureFile]:
+    """Return all pictures below a folder."""
+    found = _walk(root.resolve(), part, [])
+    return [PictureFile(p, s.st_size, s.st_mtime_ns) for p, s in found if _is_picture(p)]
+
+
+def is_left_out(name: str) -> bool:
+    """Return whether a file or folder is hidden, or the system's own."""
+    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 
 def _is_picture(path: str) -> bool:
@@ -107,7 +111,7 @@ def _walk(root: Path, part: str, links: list[str]) -> "Iterator[tuple[str, os.st
             raise InputError(f"{root / folder} cannot be read: {error.strerror}.") from error
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith("."):
+            if is_left_out(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
@@ -133,7 +137,7 @@ def _is_file_within(root: Path, link: Path) -> bool:
 def _log_left_out(top: Path, classes: Classes, links: list[str], others: int) -> None:
     with os.scandir(top) as entries:
         folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    empty = sorted(name for name in folders if name not in classes and not name.startswith("."))
+    empty = sorted(name for name in folders if name not in classes and not is_left_out(name))
     for count, what, example in (
         (len(links), "links that lead out of the folder, or to no file", links[:1]),
         (len(empty), "folders without a picture", empty[:1]),

@@ -1,9 +1,8 @@
 """A folder of pictures as a data set: torchvision's ImageFolder layout, decoded once."""
 
-import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,21 @@ from torch.utils.data import Dataset
 
 from dist_mnist.config.data_schema import Broken, Fit, number_of
 from dist_mnist.config.errors import InputError
-from dist_mnist.data.cache import remember
+from dist_mnist.data.cache import fingerprint, remember
 from dist_mnist.data.mapped import MappedImages, PixelSums, sum_pixels
 from dist_mnist.data.seeding import keyed_seed
 from dist_mnist.data.splits import stratified_choice
 from dist_mnist.folder.files import (
     Classes,
     PictureFile,
-    find_classes,
+    class_of,
     find_pictures,
-    find_test_tree,
+    list_pictures,
     printable,
 )
+from dist_mnist.folder.parts import Parts, find_parts, log_parts
 from dist_mnist.folder.store import Stored, store_pictures
+from dist_mnist.folder.suspicious import Place, log_copies, log_faint
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ NUMBER = re.compile("([0-9]+)")
 class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """The training or the test pictures of a folder, decoded and mapped into memory.
 
-    A class is named like its folder, and classes are sorted by name. A folder with a tree in
-    `train/` and another one in `test/` (or `val/`) has these parts; otherwise it is one tree, and
+    A class is named like its folder, and classes are sorted by name. A folder with trees in
+    `train/` and in `test/` or `val/`, or in folders of similar names, has these parts; of one tree,
     the same share of each class becomes the test set.
 
     Args:
@@ -44,7 +45,8 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         image_shape: Channels (1 or 3), height and width of all pictures.
         fit: The treatment of a picture of another aspect: pad, crop or stretch.
         broken: The treatment of unreadable pictures: refuse or skip.
-        test_size: The size of the test set of one tree: a number of pictures, or a share below 1.
+        test_size: The size of the test set of one tree: a number of pictures, a share below 1, or
+            None for the whole tree.
         seed: Determines the test set of one tree.
 
     Attributes:
@@ -65,38 +67,64 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 f"data.image_shape={list(image_shape)} does not fit pictures: set it to "
                 f"[1,height,width] for grayscale, or [3,height,width] for RGB."
             )
-        folder, fit = Path(root), Fit(options["fit"])
+        folder = Path(root)
         if not folder.is_dir():
             raise InputError(f"data.root={root} is not a folder: name the one with the pictures.")
-        tested = find_test_tree(folder)
-        part = "" if tested is None else "train" if train else tested
-        pictures = find_pictures(folder, part)
-        names = find_classes(folder, "train") if part == tested else [*pictures]
-        _check_classes(root, names, pictures)
+        parts = find_parts(folder)
+        trees = [parts.train] if train or parts.test is None else [parts.test]
+        trees += [parts.validation] if train and parts.validation else []
+        pictures = find_pictures(folder, *trees)
+        names = [*pictures] if trees == [parts.train] else _class_names(folder, parts.train)
+        _check_classes(root, names, pictures, train)
         files, labels = _in_order(names, pictures)
-        stored = store_pictures(folder, part, files, image_shape, fit)
+        stored = store_pictures(folder, trees[0], files, image_shape, Fit(options["fit"]))
         _report_broken(root, stored, len(files), Broken(options["broken"]))
-        rows, labels = stored.rows[stored.rows >= 0], labels[stored.rows >= 0]
-        if tested is None:
-            rows, labels = _cut(root, rows, labels, train, options)
-        self.samples = MappedImages(stored.pixels, rows, labels)
-        # The sums over all pixels are in a file, too, since they take a pass through the pictures.
-        digest = hashlib.blake2b(rows.numpy().tobytes(), digest_size=8).hexdigest()
-        sums = remember(
-            stored.folder / f"sums-{digest}.json", lambda: sum_pixels(self.samples)._asdict()
-        )
-        self.samples.sums = PixelSums(**sums)
+        kept = (stored.rows >= 0).nonzero().flatten()
+        if parts.test is None:
+            kept = kept[_cut(root, labels[kept], train, options)]
+        self.samples = MappedImages(stored.pixels, stored.rows[kept], labels[kept])
         self.classes = tuple(map(printable, names))
+        self.samples.sums = _sums(stored.folder, self.samples)
+        if parts.validation and train:
+            given = [file.path.startswith(f"{parts.validation}/") for file in files]
+            self.samples.validates = torch.tensor(given)[kept]
+        if train:
+            used = [files[place] for place in kept.tolist()]
+            log_parts(folder, parts)
+            log_faint(folder, stored.folder, self.samples, used)
+            log_copies(folder, stored.folder, _places(folder, parts, pictures, used))
 
 
-def _check_classes(root: str, names: Sequence[str], pictures: Classes) -> None:
+def _class_names(folder: Path, part: str) -> list[str]:
+    return sorted({class_of(file.path, part) for file in list_pictures(folder, part)} - {""})
+
+
+def _sums(cache: Path, samples: MappedImages) -> PixelSums:
+    """Return the sums over all pixels, from a file if they were summed before."""
+    path = cache / f"sums-{fingerprint(samples.rows.numpy().tobytes())}.json"
+    return PixelSums(**remember(path, lambda: sum_pixels(samples)._asdict()))
+
+
+def _places(
+    folder: Path, parts: Parts, pictures: Classes, trained: Sequence[PictureFile]
+) -> dict[PictureFile, Place]:
+    """Return the part and the class of each picture, of the training trees and of the test tree."""
+    in_training = {*trained}
+    places = {
+        file: Place(file in in_training, name) for name, files in pictures.items() for file in files
+    }
+    tested = [] if parts.test is None else list_pictures(folder, parts.test)
+    return places | {file: Place(False, class_of(file.path, str(parts.test))) for file in tested}
+
+
+def _check_classes(root: str, names: Sequence[str], pictures: Classes, train: bool) -> None:
     unknown = [name for name in pictures if name not in names]
     if unknown:
         raise InputError(
-            f"data.root={root} has test pictures of {len(unknown)} classes that it has no training "
+            f"data.root={root} has pictures of {len(unknown)} classes that it has no training "
             f"pictures of, such as {printable(unknown[0])}: move or remove them."
         )
-    if len(names) < 2:
+    if train and len(names) < 2:
         raise InputError(
             f"data.root={root} has one class, {printable(names[0])}: a classifier needs at "
             f"least two classes; make a folder for each."
@@ -137,18 +165,15 @@ def _report_broken(root: str, stored: Stored, count: int, broken: Broken) -> Non
     )
 
 
-def _cut(
-    root: str, rows: torch.Tensor, labels: torch.Tensor, train: bool, options: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows and labels of one part of a single tree."""
+def _cut(root: str, labels: torch.Tensor, train: bool, options: Mapping[str, Any]) -> torch.Tensor:
+    """Return the ascending places of one part of a single tree."""
     size = options["test_size"]
-    count = number_of(size, len(rows))
-    if not 0 < count < len(rows):
+    count = len(labels) if size is None else number_of(size, len(labels))
+    if not 0 < count < len(labels) + (size is None and not train):
         raise InputError(
-            f"data.test_size={size} makes {count} of the {len(rows)} pictures in data.root={root} "
-            f"the test set: leave some for each part."
+            f"data.test_size={size} makes {count} of the {len(labels)} pictures in data.root="
+            f"{root} the test set: leave some for each part."
         )
-    is_test = torch.zeros(len(rows), dtype=torch.bool)
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
     is_test[stratified_choice(labels, count, keyed_seed(options["seed"], "test split"))] = True
-    chosen = ~is_test if train else is_test
-    return rows[chosen], labels[chosen]
+    return (is_test != train).nonzero().flatten()

@@ -5,7 +5,6 @@ are added to the end of `pixels`; once they are on the disk, a line of `index.js
 are. So decoding that was cut off, at any instant, continues where it stopped.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dist_mnist.config.data_schema import Fit
-from dist_mnist.data.cache import cache_folder, cannot_store
+from dist_mnist.data.cache import cache_folder, cannot_store, fingerprint
 from dist_mnist.data.residence import map_pixels
 from dist_mnist.distributed.cpu_threads import usable_cores
 from dist_mnist.folder.decoding import Decoded, decode_all
@@ -29,7 +28,7 @@ from dist_mnist.record.locks import lock_patiently
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # of the resizing; pictures that another version has stored are decoded again
+VERSION = 3  # of the decoding; pictures that another version has stored are decoded again
 SECONDS_BETWEEN_SYNCS = 2.0
 MOST_THREADS = 64
 SMALL_BYTES = 8192  # on average; two threads take twice as long for such files, waiting for the GIL
@@ -64,8 +63,7 @@ def store_pictures(
     """
     root = root.resolve()
     key = [VERSION, str(root), part, list(image_shape), fit.value]
-    digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
-    folder = cache_folder() / "pictures" / digest
+    folder = cache_folder() / "pictures" / fingerprint(json.dumps(key).encode())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock_patiently(folder / ".lock"):

@@ -8,19 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
-from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.errors import InputError
 from dist_mnist.config.transfer import TransferConfig
-from dist_mnist.record import checkpoint
-
-# Other programs' files have the state dict under one of these keys.
-STATE_DICT_KEYS = ("model", "state_dict")
+from dist_mnist.models.weights_file import Weights
 
 
 class Transferred(NamedTuple):
@@ -131,52 +126,6 @@ def _by_pattern(names: Iterable[str], patterns: Iterable[str]) -> dict[str, list
     return found
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict onto the CPU, without running code from the file.
-
-    Args:
-        path: A run directory (its best checkpoint), a checkpoint, a safetensors file, or a file of
-            `torch.save`.
-
-    Raises:
-        InputError: There is no such file, or it holds no weights.
-    """
-    path = checkpoint.resolve(path)
-    content: Any
-    try:
-        with path.open("rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"  # after the size of its header
-        if not is_safetensors:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            with safe_open(path, framework="pt") as tensors:
-                is_ours = "dist_mnist" in (tensors.metadata() or {})
-                content = {} if is_ours else {n: tensors.get_tensor(n) for n in tensors.keys()}  # noqa: SIM118
-            if is_ours:
-                content = checkpoint.load(path)["model"]  # checks its checksum
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(
-            f"transfer.checkpoint={path} cannot be read ({error.strerror or one_line(error)}): "
-            f"give a run directory with a checkpoint, or a file."
-        ) from error
-    except Exception as error:  # a file from elsewhere may contain anything
-        raise InputError(
-            f"transfer.checkpoint={path} is neither a safetensors file nor one of torch.save that "
-            f"holds tensors alone ({type(error).__name__}): save the network's state_dict()."
-        ) from error
-    if isinstance(content, Mapping):
-        inner = (content.get(key) for key in STATE_DICT_KEYS)
-        content = next((part for part in inner if isinstance(part, Mapping)), content)
-        weights = {k: value for k, value in content.items() if isinstance(value, torch.Tensor)}
-        if weights:
-            return weights
-    raise InputError(
-        f"transfer.checkpoint={path} holds no tensors by name: save the network's state_dict()."
-    )
-
-
 def take_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Transferred:
     """Copy the tensors whose name and shape fit into a network.
 
@@ -215,21 +164,22 @@ def _some(tensors: Mapping[str, torch.Tensor]) -> str:
 def describe_transfer(
     transferred: Transferred,
     model: nn.Module,
-    weights: Mapping[str, torch.Tensor],
+    weights: Weights,
     frozen: Sequence[str],
 ) -> str:
     """Return the treatment of each tensor in a few lines; a module stands for all its tensors."""
-    tensors, unfit = _tensors(model), transferred.unfit
-    shapes = [f"{n} {list(weights[n].shape)} for {list(tensors[n].shape)}" for n in unfit]
+    tensors, unfit, found = _tensors(model), transferred.unfit, weights.tensors
+    shapes = [f"{n} {list(found[n].shape)} for {list(tensors[n].shape)}" for n in unfit]
     frozen_new = [name for name in (*transferred.new, *unfit) if matches(name, frozen)]
     parts = {
         "taken": by_module(transferred.taken, tensors),
         "did not fit, reinitialized": shapes,
         "reinitialized": by_module(transferred.new, tensors),
-        "left out": by_module(transferred.left_out, weights),
+        "left out": by_module(transferred.left_out, found),
         "reinitialized but frozen": by_module(frozen_new, tensors),
     }
-    return "\n".join(f"  {part}: {', '.join(names)}" for part, names in parts.items() if names)
+    lines = [f"{part}: {', '.join(names)}" for part, names in parts.items() if names]
+    return "\n".join(f"  {line}" for line in [*weights.notes, *lines])
 
 
 def by_module(names: Sequence[str], everything: Iterable[str]) -> list[str]:

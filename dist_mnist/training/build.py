@@ -166,7 +166,9 @@ def _build_order(config: Config, world: World, splits: DataSplits) -> EpochOrder
     steps = config.trainer.epochs * len(order)
     if config.data.fit is not None and steps < FEW_STEPS:
         logger.info(
-            "only %d training steps; experiment=photos uses smaller batches and more epochs", steps
+            "only %d training steps: trainer.epochs, or a smaller trainer.global_batch_size, makes "
+            "more",
+            steps,
         )
     return order
 

@@ -11,6 +11,7 @@ import torch
 from dist_mnist.config import __version__
 from dist_mnist.config.errors import InputError, refusing
 from dist_mnist.config.schema import flat, upgraded
+from dist_mnist.data.test_set import match_classes, some
 from dist_mnist.distributed.cpu_threads import chosen_by_user, usable_cores
 from dist_mnist.distributed.launcher import is_restart
 from dist_mnist.distributed.world import all_reduce_max, broadcast_object
@@ -95,7 +96,7 @@ def restore(state: TrainingState, content: dict[str, Any]) -> None:
         InputError: The checkpoint is of another network, or of data in another order.
     """
     described = {key: content[key] for key in ("config", "data", "normalization")}
-    described["reproducible"] = content.get("reproducible")
+    described |= {"reproducible": content.get("reproducible"), "classes": content["classes"]}
     saved = json.loads(json.dumps(described, default=str))  # a tensor cannot be compared
     _check_same_run(state.plain_config, saved["config"])
     _check_same_data(state, saved)
@@ -192,6 +193,12 @@ def _check_same_step(state: TrainingState, was_reproducible: bool) -> None:
 def _check_same_data(state: TrainingState, saved: dict[str, Any]) -> None:
     """Refuse other samples: some would be seen twice and others never."""
     splits, root = state.splits, state.config.data.root
+    if -1 in match_classes(splits.classes, saved["classes"]):
+        raise InputError(
+            f"the data in data.root={root} has changed since this run began: its classes were "
+            f"{some(saved['classes'])} and are {some(splits.classes)}; put the old names back, or "
+            f"choose a new run_dir."
+        )
     now = {**splits.fingerprint, "the normalization": asdict(splits.normalization)}
     then = {**saved["data"], "the normalization": saved["normalization"]}
     for name in ("training samples", "checksum of the training samples", "the normalization"):

@@ -25,7 +25,8 @@ from dist_mnist.distributed.session import session
 from dist_mnist.distributed.stopping import ending_together
 from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.distributed.world import World, broadcast_object
-from dist_mnist.models.transfer import describe_transfer, read_weights, take_weights
+from dist_mnist.models.transfer import describe_transfer, take_weights
+from dist_mnist.models.weights_file import Weights, read_weights
 from dist_mnist.record.console import log_result, log_to_console
 from dist_mnist.record.directory import choose_run_directory, lock_run_directory
 from dist_mnist.training.build import build_training_state
@@ -115,9 +116,10 @@ def _transfer_weights(state: TrainingState) -> str:
     transfer, world = state.config.transfer, state.world
     if transfer.checkpoint is None or state.progress.step:
         return ""
-    read = read_weights(Path(transfer.checkpoint)) if world.is_main else {}
+    path, classes = Path(transfer.checkpoint), state.splits.classes
+    read = read_weights(path, state.model, classes) if world.is_main else Weights({}, [])
     weights = broadcast_object(world, read)
-    transferred = take_weights(state.model, weights)
+    transferred = take_weights(state.model, weights.tensors)
     listed = describe_transfer(transferred, state.model, weights, transfer.freeze)
     return f"weights of {transfer.checkpoint}\n{listed}\n"
 

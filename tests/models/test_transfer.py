@@ -19,9 +19,9 @@ from dist_mnist.models.transfer import (
     frozen_parameters,
     matches,
     parameter_groups,
-    read_weights,
     take_weights,
 )
+from dist_mnist.models.weights_file import Weights, read_weights
 from tests.support.checkpoints import Intruder
 
 
@@ -100,7 +100,7 @@ def test_what_fits_is_taken_and_the_rest_told() -> None:
     assert found.new == ["layers.2.running_mean"]
     assert found.unfit == ["layers.12.weight", "layers.12.bias"]
     assert found.left_out == ["extra.weight"]
-    text = describe_transfer(found, model, weights, frozen=["layers.12.bias"])
+    text = describe_transfer(found, model, Weights(weights, []), frozen=["layers.12.bias"])
     assert text.splitlines()[1:] == [
         "  did not fit, reinitialized: layers.12.weight [10, 36] for [5, 36], "
         "layers.12.bias [10] for [5]",
@@ -131,7 +131,7 @@ def test_files_of_torchvision(kind: str, tmp_path: Path) -> None:
     else:
         content = {"model": state, "epoch": 90} if kind == "beside other things" else state
         torch.save(content, path, _use_new_zipfile_serialization=kind != "legacy")
-    found = take_weights(model, read_weights(path))
+    found = take_weights(model, read_weights(path, model).tensors)
     assert found.unfit == ["fc.weight", "fc.bias"]
     assert len(found.taken) == 120
     last = "layer4.1.conv2.weight"
@@ -165,7 +165,7 @@ def test_files_without_weights(
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(InputError, match=message):
-        read_weights(path)
+        read_weights(path, convnet())
     assert not (tmp_path / "intruded").exists()
 
 
@@ -173,4 +173,4 @@ def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"cannot be read \(Is a directory\): give a run directory"
     ):
-        read_weights(tmp_path)
+        read_weights(tmp_path, convnet())
