@@ -14,7 +14,7 @@ PACKAGE = CHECKOUT / "dist_mnist"
 # From the top down: a wing may import from itself and from the wings after it. Each has a budget of
 # lines, about 5 % above its size when it was last raised: growth is a decision.
 BUDGETS = {
-    "commands": 860,
+    "commands": 880,
     "serve": 560,
     "training": 2700,
     "digits": 935,

@@ -29,6 +29,7 @@ from dist_mnist.record.console import log_result, log_to_console
 from dist_mnist.report.plots import draw_calibration
 from dist_mnist.training.evaluation import Evaluation, evaluate, journal_values
 from dist_mnist.training.final_test import draw_test
+from dist_mnist.training.memory import images_at_once
 from dist_mnist.training.scores import calibration, comparison, score_lines, score_values
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,9 @@ def load_candidate(
     else:
         test = load_test_set(config.data, content, config.trusted_modules).to(world.device)
     loss = build_loss(config).to(world.device)
-    return Candidate(classifier, loss, config.data, test, config.trainer.evaluation_batch_size)
+    given = changes.get("trainer", {}).get("evaluation_batch_size")  # older runs have 500
+    batch_size = images_at_once(given, config.data.image_shape)
+    return Candidate(classifier, loss, config.data, test, batch_size)
 
 
 class MeanOfNetworks(nn.Module):

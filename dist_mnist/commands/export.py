@@ -23,7 +23,8 @@ from torch import nn
 from dist_mnist.config import __version__
 from dist_mnist.config.commands import ExportConfig, ExportFormat
 from dist_mnist.config.errors import InputError, refusing
-from dist_mnist.config.schema import config_from_plain
+from dist_mnist.config.schema import Config, config_from_plain
+from dist_mnist.data.images import ImageTensors
 from dist_mnist.data.mapped import Samples
 from dist_mnist.data.test_set import load_test_set
 from dist_mnist.distributed.session import session
@@ -31,11 +32,12 @@ from dist_mnist.models.classifier import Classifier, classifier_from_checkpoint,
 from dist_mnist.record import checkpoint
 from dist_mnist.record.console import log_to_console
 from dist_mnist.record.files import write_atomically
+from dist_mnist.training.memory import images_at_once
 
 logger = logging.getLogger(__name__)
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-BATCH_SIZE = 500  # of the comparison
+RANDOM_IMAGES = 64  # of the comparison, where there is no test set
 TOLERANCE = 1e-4  # of a probability, or a logit relative to its size; float32 sums differ by less
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -70,6 +72,8 @@ class Exported(nn.Module):
 
 def run(config: ExportConfig) -> None:
     """Write the file, and compare its answers with the checkpoint's on the whole test set.
+
+    Where the test set is not at hand, random images take its place.
 
     Raises:
         InputError: The file exists, the network cannot be expressed in the format, or the file
@@ -110,10 +114,9 @@ def _write(config: ExportConfig, path: Path) -> None:
     changes = {"data": config.data, "trusted_modules": config.trusted_modules}
     saved = config_from_plain(content["config"], {**changes, "trainer": {"precision": "fp32"}})
     classifier = classifier_from_checkpoint(content, saved, torch.device("cpu"))
-    test = load_test_set(saved.data, content, saved.trusted_modules)
+    test = _images(config, saved, content)
     exported = Exported(classifier, config.preprocessing)
     expected = _answers(exported, exported, test)
-    correct = int((expected.argmax(dim=1) == test.labels).sum())
     mean, std = classifier.normalization.mean, classifier.normalization.std
     metadata = {
         "classes": json.dumps(classifier.classes),
@@ -121,12 +124,44 @@ def _write(config: ExportConfig, path: Path) -> None:
         "data": saved.data.name,
         "images": "uint8, 0 to 255" if config.preprocessing else "float32, normalized",
         "version": __version__,
-        "accuracy": f"{correct / len(test):.4f} ({correct}/{len(test)} test images)",
+        "accuracy": _accuracy(expected, test) or "unknown",
         "normalization": f"(pixel / 255 - {mean}) / {std}",
     }
     write_atomically(path, _encode(config.format, exported, test, metadata))
-    actual = _answers(FORMATS[config.format].read(path, exported), exported, test)
-    _compare(path, expected, actual, test.labels)
+    try:
+        with refusing(f"{path} cannot be read back", "; choose another format"):
+            actual = _answers(FORMATS[config.format].read(path, exported), exported, test)
+        difference = _difference(path, expected, actual)
+    except InputError:
+        path.unlink()
+        raise
+    accuracy = _accuracy(actual, test)
+    logger.info(
+        "read back: %s, within %.1g of the checkpoint -> %s",
+        *(f"accuracy {accuracy}" if accuracy else "random images", difference, path),
+    )
+
+
+def _images(config: ExportConfig, saved: Config, content: dict[str, Any]) -> Samples:
+    """Return the test set, or random images without labels where there is none."""
+    try:
+        return load_test_set(saved.data, content, saved.trusted_modules)
+    except InputError as error:
+        if config.data.get("root") is not None:
+            raise
+        logger.info("comparing on %d random images: %s", RANDOM_IMAGES, error)
+    generator = torch.Generator().manual_seed(0)
+    shape = (RANDOM_IMAGES, *saved.data.image_shape)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    return ImageTensors(images, torch.full((RANDOM_IMAGES,), -1))
+
+
+def _accuracy(answers: torch.Tensor, test: Samples) -> str | None:
+    """Return the share of right answers; None for random images."""
+    if int(test.labels[0]) < 0:
+        return None
+    correct = int((answers.argmax(dim=1) == test.labels).sum())
+    return f"{correct / len(test):.4f} ({correct}/{len(test)})"
 
 
 def _encode(form: ExportFormat, exported: Exported, test: Samples, metadata: Metadata) -> bytes:
@@ -139,31 +174,25 @@ def _encode(form: ExportFormat, exported: Exported, test: Samples, metadata: Met
 
 
 def _answers(function: Function, exported: Exported, test: Samples) -> torch.Tensor:
-    blocks = [slice(start, start + BATCH_SIZE) for start in range(0, len(test), BATCH_SIZE)]
+    size = images_at_once(None, [*test.block(slice(1))[0].shape[1:]])
+    blocks = [slice(start, start + size) for start in range(0, len(test), size)]
     with torch.inference_mode():
         return torch.cat([function(exported.prepare(test.block(block)[0])) for block in blocks])
 
 
-def _compare(
-    path: Path, expected: torch.Tensor, actual: torch.Tensor, labels: torch.Tensor
-) -> None:
-    """Log how much the file's answers differ from the checkpoint's.
+def _difference(path: Path, expected: torch.Tensor, actual: torch.Tensor) -> float:
+    """Return how much a file's answers differ from the checkpoint's.
 
     Raises:
-        InputError: They differ by more than rounding does; the file is deleted.
+        InputError: They differ by more than rounding does.
     """
     difference = float((expected - actual).abs().max())
     if not torch.allclose(expected, actual, rtol=TOLERANCE, atol=TOLERANCE):
-        path.unlink()
         raise InputError(
             f"{path} has other predictions than the checkpoint (by up to {difference:.2g}): choose "
             f"another format."
         )
-    correct = int((actual.argmax(dim=1) == labels).sum())
-    logger.info(
-        "read back: accuracy %.4f (%d/%d), within %.1g of the checkpoint -> %s",
-        *(correct / len(labels), correct, len(labels), difference, path),
-    )
+    return difference
 
 
 def _any_batch() -> dict[str, dict[int, Any]]:

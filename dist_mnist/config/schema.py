@@ -116,7 +116,7 @@ class TrainerConfig:
     max_steps: int | None
     global_batch_size: int
     micro_batch_size: int | None
-    evaluation_batch_size: int
+    evaluation_batch_size: int | None
     device: str
     cpu_threads: int | None
     precision: Precision

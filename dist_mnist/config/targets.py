@@ -105,6 +105,9 @@ def _find(
         )
     try:
         found = pkgutil.resolve_name(target)
+        if inspect.ismodule(found):  # as torchvision.models.alexnet, a function of the same name
+            parent, _, name = target.rpartition(".")
+            found = getattr(pkgutil.resolve_name(parent), name)
     except Exception as error:
         raise InputError(f"{key}._target_={target} cannot be found: {one_line(error)}.") from error
     home = getattr(found, "__module__", None) or ""

@@ -1,9 +1,11 @@
 """Builds the network and the loss that a config names, and checks that they fit the data."""
 
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from dist_mnist.config.errors import InputError, refusing
 from dist_mnist.config.schema import Config
@@ -24,8 +26,11 @@ def build_model(config: Config) -> nn.Module:
     )
     data = config.data
     with refusing(f"model cannot take images of shape {data.image_shape}"), torch.no_grad():
+        images = torch.zeros(2, *data.image_shape)
+        if any(map(is_lazy, chain(model.parameters(), model.buffers()))):
+            model.eval()(images)  # its shapes are unknown before
         model = model.eval().to(memory_format=torch.channels_last)
-        outputs = retry_contiguous(model, lambda: model(torch.zeros(2, *data.image_shape)))
+        outputs = retry_contiguous(model, lambda: model(images))
     check_outputs(outputs, 2, data.class_count)
     return model
 

@@ -14,6 +14,7 @@ from dist_mnist.distributed.thread_pool import ThreadPool
 from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.distributed.world import World, all_reduce_sum, broadcast_buffers
 from dist_mnist.models.classifier import Classifier
+from dist_mnist.training.memory import explaining_memory, images_at_once
 from dist_mnist.training.progress import rounded
 from dist_mnist.training.state import TrainingState
 
@@ -172,6 +173,9 @@ def evaluate(
         samples: On `world.device`.
         batch_size: The samples of a block, which is one forward pass of one process.
         pool: Each of its threads takes the next block.
+
+    Raises:
+        InputError: There is not enough memory for a block.
     """
     modes = [(module, module.training) for module in classifier.model.modules()]
     classifier.model.eval()
@@ -189,7 +193,8 @@ def evaluate(
         table[:, block] = torch.stack((loss(outputs, labels), predictions, confidences, seen))
 
     blocks = range(0, len(samples), batch_size)
-    pool.map(answer, blocks[world.rank :: world.size])
+    with explaining_memory(f"lower trainer.evaluation_batch_size={batch_size}"):
+        pool.map(answer, blocks[world.rank :: world.size])
     for module, mode in modes:  # a frozen batch norm stays in eval mode
         module.training = mode
     losses, predictions, confidences, seen = all_reduce_sum(world, table).cpu()
@@ -206,5 +211,6 @@ def validate(state: TrainingState) -> Evaluation | None:
 
 def score_of(state: TrainingState, samples: Samples) -> Evaluation:
     """Score the network on one of the state's sets; every rank must call it."""
-    batch_size = state.config.trainer.evaluation_batch_size
+    config = state.config
+    batch_size = images_at_once(config.trainer.evaluation_batch_size, config.data.image_shape)
     return evaluate(state.classifier, state.loss, samples, state.world, batch_size, state.pool)

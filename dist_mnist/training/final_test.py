@@ -20,13 +20,12 @@ from dist_mnist.report import plots
 from dist_mnist.tracking.tracker import Media, Table
 from dist_mnist.training.evaluation import Evaluation, Mistake, journal_values, score_of
 from dist_mnist.training.recorder import Recorder
-from dist_mnist.training.scores import MOST_MISTAKES, calibration
+from dist_mnist.training.scores import MOST_CLASSES, MOST_MISTAKES, calibration
 from dist_mnist.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
 EXAMPLES_OF_A_CELL, MOST_EXAMPLES = 8, 400  # of the confusion matrix, in the report
-MOST_CLASSES = 100  # in a confusion matrix: its size grows with their square
 
 
 def final_test(state: TrainingState, run_dir: Path, recorder: Recorder) -> Evaluation:

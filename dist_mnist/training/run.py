@@ -33,6 +33,7 @@ from dist_mnist.training.build import build_training_state
 from dist_mnist.training.evaluation import Evaluation, journal_values
 from dist_mnist.training.final_test import final_test
 from dist_mnist.training.loop import fit
+from dist_mnist.training.memory import explaining_memory
 from dist_mnist.training.recorder import Recorder, Start, open_recorder
 from dist_mnist.training.resume import resume
 from dist_mnist.training.state import TrainingState
@@ -173,8 +174,11 @@ def _fit(state: TrainingState, run_dir: Path, recorder: Recorder) -> None:
         logger.info("already finished at step %d: testing again", state.progress.step)
     elif state.progress.step:
         logger.info("continuing after step %d of %d", state.progress.step, state.last_step)
+    batch_size = state.config.trainer.global_batch_size
+    advice = f"lower trainer.global_batch_size={batch_size}, or set trainer.micro_batch_size"
     try:
-        fit(state, recorder)
+        with explaining_memory(advice):
+            fit(state, recorder)
     except signals.Stopped as stop:
         logger.info(
             "stopped by %s after step %d: start again with %s to continue",

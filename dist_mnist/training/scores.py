@@ -13,6 +13,7 @@ from dist_mnist.training.progress import rounded
 BINS = 15
 MOST_MISTAKES, LISTED_MISTAKES = 24, 5
 MOST_COLUMNS = 12  # of the confusion matrix in text
+MOST_CLASSES = 100  # in a confusion matrix elsewhere: its size grows with their square
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,18 @@ class Calibration:
         ]
 
 
-def class_scores(confusion: torch.Tensor) -> list[ClassScore]:
-    """Return the score of each class.
-
-    Args:
-        confusion: Counts, int64 of shape (classes, classes), a row for each label.
-    """
-    columns = (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
-    rows = zip(*(column.tolist() for column in columns), strict=True)
+def class_scores(evaluation: Evaluation, num_classes: int) -> list[ClassScore]:
+    """Return the score of each class, in time and memory that do not grow with their square."""
+    labels, predictions = evaluation.labels, evaluation.predictions
+    columns = (labels[labels == predictions], predictions, labels)
+    counts = (column.bincount(minlength=num_classes).tolist() for column in columns)
     return [
         ClassScore(
             precision=correct / predicted if predicted else None,
             recall=correct / support if support else None,
             support=support,
         )
-        for correct, predicted, support in rows
+        for correct, predicted, support in zip(*counts, strict=True)
     ]
 
 
@@ -91,14 +89,14 @@ def calibration(evaluation: Evaluation, bins: int = BINS) -> Calibration:
 
 def score_lines(evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
     """Return a score as text: each class, calibration and the worst mistakes."""
-    confusion = evaluation.confusion(len(classes))
     width = max(5, *(len(name) for name in classes))
     columns = classes if len(classes) <= MOST_COLUMNS else ()
+    counts = evaluation.confusion(len(classes)).tolist() if columns else [[]] * len(classes)
     head = "".join(f"{name[:6]:>7}" for name in columns)
     head = f"  | taken for{head}" if columns else ""
     lines = [f"{'label':<{width}}  precision    recall  support{head}"]
-    scores = class_scores(confusion)
-    for name, score, row in zip(classes, scores, confusion.tolist(), strict=True):
+    scores = class_scores(evaluation, len(classes))
+    for name, score, row in zip(classes, scores, counts, strict=True):
         cells = f"  |{'':10}" + "".join(f"{count:>7}" for count in row) if columns else ""
         values = f"{percent(score.precision)}{percent(score.recall)}{score.support:>9,}"
         lines.append(f"{name:<{width}}  {values}{cells}")
@@ -126,9 +124,9 @@ def comparison(names: Sequence[str], evaluations: Sequence[Evaluation]) -> list[
 
 
 def score_values(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
-    """Return everything about a score as plain values, for JSON."""
-    confusion = evaluation.confusion(len(classes))
-    scores = class_scores(confusion)
+    """Return everything about a score as plain values, for JSON; the confusion of few classes."""
+    scores, count = class_scores(evaluation, len(classes)), len(classes)
+    confusion = evaluation.confusion(count).tolist() if count <= MOST_CLASSES else None
     return {
         "accuracy": evaluation.accuracy,
         "correct": evaluation.correct,
@@ -138,6 +136,6 @@ def score_values(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, An
         "classes": [
             {"name": name, **asdict(score)} for name, score in zip(classes, scores, strict=True)
         ],
-        "confusion": confusion.tolist(),
+        "confusion": confusion,
         "mistakes": [asdict(mistake) for mistake in evaluation.worst_mistakes(MOST_MISTAKES)],
     }

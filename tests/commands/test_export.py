@@ -13,8 +13,10 @@ from dist_mnist.config.commands import ExportFormat
 from dist_mnist.data.splits import load_part
 from dist_mnist.models.classifier import Classifier, load_classifier
 from dist_mnist.models.networks import ConvNet
+from dist_mnist.training.run import run
 from tests.support.command_line import call
 from tests.support.configs import SOLO, make_config
+from tests.support.picture_folders import FOLDER_DATA, write_digits
 from tests.support.processes import python
 
 SHORT = ("data.validation_size=0", "trainer.max_steps=8", "trainer.device=cpu")
@@ -25,8 +27,6 @@ Export = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def run_dir(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on the real MNIST."""
-    from dist_mnist.training.run import run
-
     folder = tmp_path_factory.mktemp("exported") / "run"
     run(make_config(*SHORT, f"data.root={mnist_root}", f"run_dir={folder}"), SOLO)
     return folder
@@ -222,3 +222,40 @@ def test_exporting_is_quiet(run_dir: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch_export"])
+def test_a_network_that_fixes_its_batch_leaves_no_file(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    trusted = "trusted_modules=[tests.support.networks]"
+    model = ("model=mlp", "model._target_=tests.support.networks.Odd", "+model.how='one by one'")
+    run(make_config(*SHORT, *model, trusted, "run_dir=run"), SOLO)
+    status, _, err = call(
+        monkeypatch, capsys, "export", "checkpoint=run", f"format={form}", trusted
+    )
+    assert status == 1
+    assert "cannot be read back" in err or "cannot express this network" in err
+    assert err.count("\n") == 1
+    assert not [*tmp_path.glob("*model*")]
+
+
+def test_without_the_test_set_random_images_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_digits(tmp_path / "pictures", [0, 1] * 20)
+    run(make_config(*FOLDER_DATA, "data.root=pictures", "model=linear", "run_dir=run"), SOLO)
+    (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    options = ("export", "checkpoint=run", "format=safetensors")
+    status, out, _ = call(monkeypatch, capsys, *options)
+    assert status == 0
+    assert "comparing on 64 random images: data.root=pictures is not a folder" in out
+    assert "read back: random images, within" in out
+    Path("model.safetensors").unlink()
+    status, out, err = call(monkeypatch, capsys, *options, "data.root=missing")
+    assert (status, out) == (1, "")
+    assert "data.root=missing is not a folder" in err

@@ -26,8 +26,9 @@ def test_nested_targets_are_built() -> None:
     assert type(betas) in (list, tuple)  # no checkpoint can hold OmegaConf's own lists
 
 
-def test_torchvisions_networks_can_be_named() -> None:
-    config = {"_target_": "torchvision.models.squeezenet1_1", "num_classes": 10}
+@pytest.mark.parametrize("name", ["squeezenet1_1", "alexnet"])  # alexnet is a module, too
+def test_torchvisions_networks_can_be_named(name: str) -> None:
+    config = {"_target_": f"torchvision.models.{name}", "num_classes": 10}
     assert isinstance(instantiate("model", config, nn.Module), nn.Module)
 
 

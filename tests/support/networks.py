@@ -112,15 +112,16 @@ class Odd(nn.Module):
             (the layer, in its third step), "last" (skips it in step 8 alone), "norm" (over the
             features of a batch), "counts" (its passes), "keeps" (its features), "mixes" (subtracts
             the batch's mean), "twice" (uses its weights beside the layer, too), "numpy" (draws from
-            its generator), "closure" (calls a layer in one), "writes in eval mode" (to a buffer) or
-            "keeps on rank 0" (its features).
+            its generator), "closure" (calls a layer in one), "writes in eval mode" (to a buffer),
+            "keeps on rank 0" (its features), "lazy" (its layer), "one by one" (loops over a batch)
+            or "hungry" (for more memory than there is, with more than two images).
     """
 
     def __init__(self, how: str, **_: Any) -> None:
         super().__init__()
         self.how, self.steps = how, 0
         self.features: list[torch.Tensor] = []
-        self.head = nn.Linear(784, 10)
+        self.head = nn.LazyLinear(10) if how == "lazy" else nn.Linear(784, 10)
         if how == "sparse":
             self.table = nn.Embedding(4, 10, sparse=True)
         elif how == "complex":
@@ -142,6 +143,10 @@ class Odd(nn.Module):
     def forward(self, images: torch.Tensor) -> Any:
         """Map float images (B, 1, 28, 28) to logits (B, 10), or to something odd."""
         flat = images.flatten(1)
+        if self.how == "hungry" and len(images) > 2:
+            torch.empty(2**50)
+        if self.how == "one by one":
+            return torch.cat([self.head(image.unsqueeze(0)) for image in flat])
         logits = self.head(flat)
         if self.how in ("counts", "skips", "thaws", "last"):
             self.steps += self.training

@@ -10,6 +10,7 @@ from dist_mnist.distributed.session import session
 from dist_mnist.distributed.thread_pool import ThreadPool
 from dist_mnist.models.classifier import Classifier
 from dist_mnist.training.evaluation import Evaluation, evaluate
+from dist_mnist.training.memory import images_at_once
 from dist_mnist.training.run import run
 from tests.support.configs import SOLO, make_config
 from tests.support.datasets import make_images
@@ -139,3 +140,10 @@ def test_checkpoint_score_ignores_world_size(mnist_root: Path, tmp_path: Path) -
     for size in (1, 2, 3, 4):
         for found in run_ranks(size, checkpoint_answers, str(tmp_path), str(mnist_root)):
             assert found == expected
+
+
+def test_large_images_make_small_batches() -> None:
+    assert images_at_once(None, [1, 28, 28]) == 500
+    assert images_at_once(None, [3, 224, 224]) == 27
+    assert images_at_once(None, [3, 9999, 9999]) == 1
+    assert images_at_once(64, [3, 224, 224]) == 64

@@ -8,6 +8,7 @@ import torch
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.models.build import build_model
+from dist_mnist.models.classifier import load_classifier
 from dist_mnist.models.dry_run import dry_run
 from tests.support.configs import SMALL_DATA, make_config
 from tests.support.processes import run_ranks
@@ -48,6 +49,21 @@ def test_tutorial_cnn_trains(size: int, small: list[str]) -> None:
 def test_refused_before_training(how: str, told: str, small: list[str]) -> None:
     with pytest.raises(InputError, match=told):
         run_once([*small, *odd(how)])
+
+
+@pytest.mark.parametrize("is_training", [True, False], ids=["training", "evaluation"])
+def test_too_little_memory_names_the_key(small: list[str], is_training: bool) -> None:
+    size = "trainer.global_batch_size=20" if is_training else "trainer.global_batch_size=2"
+    told = f"enough memory .*lower {size}" if is_training else "lower trainer.evaluation_batch_size"
+    with pytest.raises(InputError, match=told):
+        run_once([*small, *odd("hungry"), size, "trainer.reproducible=false"])
+
+
+def test_lazy_layers_train_and_load(small: list[str], tmp_path: Path) -> None:
+    run_once([*small, *odd("lazy")])
+    trusted = ["tests.support.networks"]
+    classifier = load_classifier(tmp_path / "run", trusted_modules=trusted)
+    assert classifier(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("reproducible", ["false", "true"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dist_mnist.training.evaluation import Evaluation
-from dist_mnist.training.scores import calibration, class_scores, score_lines
+from dist_mnist.training.scores import calibration, class_scores, score_lines, score_values
 
 EVALUATION = Evaluation(
     labels=torch.tensor([0, 0, 0, 1, 1, 2]),
@@ -15,7 +15,7 @@ EVALUATION = Evaluation(
 
 
 def test_precision_recall_and_support() -> None:
-    zero, one, two, three = class_scores(EVALUATION.confusion(4))
+    zero, one, two, three = class_scores(EVALUATION, 4)
     assert (zero.precision, zero.recall, zero.support) == (2 / 3, 2 / 3, 3)
     assert (one.precision, one.recall, one.support) == (1 / 3, 1 / 2, 2)
     assert (two.precision, two.recall, two.support) == (None, 0, 1)
@@ -46,3 +46,11 @@ def test_many_classes_have_no_matrix() -> None:
     assert "taken for" not in many[0]
     assert many[1].split() == ["class", "0", "66.67", "%", "66.67", "%", "3"]
     assert many[3].split() == ["class", "2", "-", "0.00", "%", "1"]
+
+
+def test_the_memory_of_many_classes_does_not_grow_with_their_square() -> None:
+    names = [f"class {index}" for index in range(300_000)]  # 720 GB as a matrix
+    assert len(score_lines(EVALUATION, names)) > 300_000
+    values = score_values(EVALUATION, names)
+    assert values["confusion"] is None
+    assert values["classes"][0]["support"] == 3
