@@ -41,8 +41,11 @@ fi
 IS_HEAD=${IS_HEAD:-$([[ $OWN_ADDRESS == "$HEAD_ADDRESS" ]] && echo 1 || echo 0)}
 
 # A machine that has been silent for 6 s counts as lost, and a restart waits at most 3 s for others
-# to join. (torchrun would wait 15 s and 30 s, at every start with a varying number of machines.)
+# to join. (torchrun would wait 15 s and 30 s, at every start with a varying number of machines.) A
+# network that is away for some minutes ends nothing.
 RENDEZVOUS="is_host=$IS_HEAD,last_call_timeout=3,keep_alive_interval=2,keep_alive_max_attempt=3"
+RENDEZVOUS+=",read_timeout=600"
+export NNODES # dist_mnist refuses to train on fewer machines
 
 # torchrun would keep its first store through all restarts, and a machine that joins later would wait
 # for an address that is never written there again (pytorch#167288).

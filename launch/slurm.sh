@@ -7,7 +7,7 @@
 # When its time is nearly up, or when a node, a launcher or the network is lost, the job requeues
 # itself and continues its run. When it is preempted, SLURM requeues it, and it continues too.
 # `scancel` ends it. It also ends after 100 requeues, or after three starts in a row that brought no
-# new checkpoint.
+# new checkpoint. Where the cluster gives a GPU no CPUs of its own, add --cpus-per-gpu.
 #
 # Submit it with the virtual environment active, from a folder that all nodes share. The nodes need no
 # internet access.
@@ -18,6 +18,17 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 set -uo pipefail
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+if [[ ! ${SLURM_JOB_ID:-} || ${ENVIRONMENT:-} != BATCH ]]; then
+    fail "submit this script with sbatch; inside of salloc, start \`srun --ntasks-per-node=1" \
+        "launch/multi_node.sh\` with NNODES, HEAD and LAUNCH_ID"
+elif ((${SLURM_HET_SIZE:-1} > 1)); then
+    fail "this is a heterogeneous job, of which only the first part would train: use one kind of node"
+fi
 
 time_is_over=
 was_terminated=
@@ -35,8 +46,10 @@ shown=$(scontrol show job "$job")
 SLURM_RESTART_COUNT=$(sed -n 's/.* Restarts=\([0-9]*\).*/\1/p' <<<"$shown")
 export SLURM_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}
 
-# After `sbatch --export=...`, srun would not pass on this script's PATH.
-unset SLURM_EXPORT_ENV
+# After `sbatch --export=...`, srun would not pass on this script's PATH. The others may be those of a
+# job around this one, and contradict its own; without them a step gets all that the job has.
+unset SLURM_EXPORT_ENV ${!SLURM_MEM_PER_*} ${!SLURM_GPUS_PER_*} SLURM_GPUS SLURM_CPUS_PER_GPU \
+    SLURM_GPU_BIND SLURM_TRES_PER_TASK SLURM_NTASKS_PER_GPU
 
 # sbatch runs a copy of this script in another folder; scontrol shows its path, then its arguments.
 command=${shown#*$'\n'   Command=}
@@ -44,26 +57,37 @@ command=${command%%$'\n'   WorkDir=*}
 command=${command%"${command##*[! ]}"} # without trailing spaces
 script=${command%"${*:+ $*}"}
 folder=${script%/*}
-if [[ ! -x $folder/multi_node.sh ]]; then
-    echo "error: multi_node.sh is not in the folder of this script ('$script', according to SLURM)" >&2
-    exit 1
-fi
+[[ -x $folder/multi_node.sh ]] ||
+    fail "multi_node.sh is not in the folder of this script ('$script', according to SLURM)"
 
 # Holds how many starts in a row brought no checkpoint; its modification time is this start's.
 fruitless=.slurm-$SLURM_JOB_ID
+export DIST_MNIST_SAVED=$PWD/$fruitless.saved # rank 0 writes it after every checkpoint
 if ((SLURM_RESTART_COUNT == 0)) || [[ ! -f $fruitless ]]; then
     echo 0 >"$fruitless"
+    rm -f "$DIST_MNIST_SAVED"
 fi
 touch "$fruitless"
-run_dir=outputs
-for argument in "$@"; do
-    [[ $argument == run_dir=?* ]] && run_dir=${argument#run_dir=}
-done
 
 export NNODES=$SLURM_NNODES
 export LAUNCH_ID=$SLURM_JOB_ID.$SLURM_RESTART_COUNT # keeps processes of an earlier start out
 export NPROC_PER_NODE=${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-export PORT=$((10000 + SLURM_JOB_ID % 20000))
+# A port of the job's own, or the next one that no other program has.
+FIND_PORT='
+import socket, sys
+for port in range(int(sys.argv[1]), 2**16):
+    try:
+        socket.create_server(("", port)).close()
+    except OSError:
+        continue
+    print(port)
+    break'
+PORT=$("${PYTHON:-python}" -c "$FIND_PORT" $((10000 + SLURM_JOB_ID % 20000))) || fail "python cannot be started"
+export PORT
+if ((${SLURM_CPUS_ON_NODE:-NPROC_PER_NODE} < NPROC_PER_NODE)); then
+    echo "warning: $NPROC_PER_NODE processes share $SLURM_CPUS_ON_NODE CPU(s) on a node: submit with" \
+        "--cpus-per-gpu or --cpus-per-task" >&2
+fi
 
 # Runs on each node, and outlives torchrun to report its end: 75 if it was told to stop for now, and
 # 1 instead of 143 if srun ended it because of another node.
@@ -74,7 +98,8 @@ run_node='
     status=$?
     exit "${stopped:-$((status == 143 ? 1 : status))}"'
 
-srun --label --kill-on-bad-exit=1 --cpu-bind=none bash -c "$run_node" "$folder/multi_node.sh" "$@" &
+srun --label --kill-on-bad-exit=1 --cpu-bind=none --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
+    bash -c "$run_node" "$folder/multi_node.sh" "$@" &
 srun=$!
 
 is_running() { kill -0 "$srun" 2>/dev/null; }
@@ -92,15 +117,24 @@ done
 wait "$srun"
 status=$?
 
-was_stopped() { [[ $time_is_over ]] || ((status == 75)); }
-was_lost() { ((status > 128)) || ! timeout 60 srun --ntasks-per-node=1 true; }
-may_go_on() { [[ $time_is_over || ! $was_terminated ]] && ((SLURM_RESTART_COUNT < 100)); }
+was_lost() {
+    ((status > 128)) || ! timeout 60 srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true
+}
+# The signal is the same as that of scancel, but SLURM notes when it preempts a job.
+was_preempted() {
+    shown=$(scontrol show job "$job")
+    [[ $shown =~ PreemptTime=([0-9][^ ]*) ]] && local preempted=${BASH_REMATCH[1]} &&
+        [[ $shown =~ [[:space:]]StartTime=([0-9][^ ]*) && ! $preempted < ${BASH_REMATCH[1]} ]]
+}
+was_stopped() { [[ $time_is_over ]] || ((status == 75)) || was_preempted; }
+may_go_on() {
+    ((SLURM_RESTART_COUNT < 100)) &&
+        { [[ $time_is_over || ! $was_terminated ]] || was_preempted; }
+}
 
 has_progress() {
     local starts=$(($(<"$fruitless") + 1))
-    if [[ $(find "$run_dir" -name '*.safetensors' -newer "$fruitless" 2>/dev/null) ]]; then
-        starts=0
-    fi
+    [[ $DIST_MNIST_SAVED -nt $fruitless ]] && starts=0
     echo "$starts" >"$fruitless"
     ((starts < 3)) && return
     echo "error: job $job has been started $starts times in a row without a new checkpoint: give it" \
@@ -111,6 +145,6 @@ has_progress() {
 if ((status != 0)) && may_go_on && { was_stopped || was_lost; } && may_go_on && has_progress; then
     scontrol requeue "$job"
 else
-    rm -f "$fruitless"
+    rm -f "$fruitless" "$DIST_MNIST_SAVED"
 fi
 exit "$status"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_mnist import load_classifier
-from dist_mnist.config.schema import config_from_plain
+from dist_mnist.config.saved_config import config_from_plain
 from dist_mnist.data.splits import load_splits
 from dist_mnist.models.classifier import SHIPPED, find_checkpoint
 from dist_mnist.record import checkpoint

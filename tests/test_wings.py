@@ -16,14 +16,14 @@ PACKAGE = CHECKOUT / "dist_mnist"
 BUDGETS = {
     "commands": 880,
     "serve": 560,
-    "training": 2700,
+    "training": 2760,
     "digits": 935,
     "report": 375,
     "tracking": 750,
     "folder": 800,
     "models": 1160,
     "data": 1805,
-    "record": 875,
+    "record": 890,
     "distributed": 1905,
     "config": 1060,
 }

@@ -29,7 +29,7 @@ from dist_mnist.config.compose import (
     prepare_overrides,
     register_schema,
 )
-from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.errors import InputError, PassingError, one_line
 from dist_mnist.config.keys import require_known_keys
 from dist_mnist.config.overrides import gather_words, refuse_hydra_folder
 from dist_mnist.distributed import launcher, signals
@@ -163,10 +163,14 @@ def _report(error: Exception) -> int:
         return signals.STOPPED
     speaker = f"[rank {rank}] " if rank else ""
     print(speaker + _message(error, lost_contact), file=sys.stderr)
-    if session is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
-        # A mistake in the command line will not go away: torchrun need not start us again.
-        os.kill(os.getppid(), signal.SIGTERM)
+    is_final = session is None or isinstance(error, InputError)
+    if is_final and not isinstance(error, PassingError) and _may_be_restarted():
+        os.kill(os.getppid(), signal.SIGTERM)  # torchrun would start us again, in vain
     return FAILED
+
+
+def _may_be_restarted() -> bool:
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
 def _message(error: Exception, lost_contact: bool) -> str:

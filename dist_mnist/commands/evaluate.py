@@ -14,7 +14,7 @@ from torch import nn
 from dist_mnist.config.commands import EvaluateConfig, ScoreFormat
 from dist_mnist.config.data_schema import DataConfig
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.schema import config_from_plain
+from dist_mnist.config.saved_config import config_from_plain
 from dist_mnist.data.images import Normalization
 from dist_mnist.data.mapped import Samples
 from dist_mnist.data.test_set import load_test_set, match_classes, relabel, some

@@ -11,6 +11,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ from torch import nn
 from dist_mnist.config import __version__
 from dist_mnist.config.commands import ExportConfig, ExportFormat
 from dist_mnist.config.errors import InputError, refusing
-from dist_mnist.config.schema import Config, config_from_plain
+from dist_mnist.config.saved_config import config_from_plain
+from dist_mnist.config.schema import Config
 from dist_mnist.data.images import ImageTensors
 from dist_mnist.data.mapped import Samples
 from dist_mnist.data.test_set import load_test_set
@@ -168,8 +170,9 @@ def _encode(form: ExportFormat, exported: Exported, test: Samples, metadata: Met
     example = exported.prepare(test.block(slice(2))[0].clone())  # a view would be saved whole
     advice = f"; choose another of {', '.join(other.value for other in ExportFormat)}"
     sentence = f"format={form.value} cannot express this network"
-    with refusing(sentence, advice), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about its own code
+    # torch warns about its own code, and older versions of onnxscript print what they do.
+    with refusing(sentence, advice), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         return FORMATS[form].write(exported, example, metadata)
 
 

@@ -14,6 +14,10 @@ class InputError(Exception):
     """
 
 
+class PassingError(InputError):
+    """An error that may pass: another start of the same command may succeed."""
+
+
 class BuildError(InputError):
     """An allowed target could not be built; the reason is its `__cause__`."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dist_mnist.config.data_schema import DataConfig
-from dist_mnist.config.errors import InputError, one_line, require
+from dist_mnist.config.errors import require
 from dist_mnist.config.keys import require_known_keys
 from dist_mnist.config.overrides import checked_path
 from dist_mnist.config.transfer import TransferConfig
@@ -89,14 +89,6 @@ class AugmentationConfig:
         """Pixels around each image in memory, so that moving it needs no padding."""
         return 0 if self.warps else self.shift_pixels
 
-
-# Old `_target_`s in checkpoints, and where the classes are now.
-MOVED_TARGETS = {
-    "dist_mnist.data.folder.image_folder.ImageFolder": "dist_mnist.folder.image_folder.ImageFolder",
-    "dist_mnist.data.flagged_ones.MNISTWithFlaggedOnes": (
-        "dist_mnist.digits.flagged_ones.MNISTWithFlaggedOnes"
-    ),
-}
 
 # The options that trainer.reproducible excludes, and why.
 NOT_REPRODUCIBLE = {
@@ -237,38 +229,3 @@ def plain_config(config: Config) -> dict[str, Any]:
     container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
-
-
-def config_from_plain(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
-    """Return a checkpoint's config, which `plain_config` made, with changes to it.
-
-    Args:
-        changes: Nested like the config; None keeps the checkpoint's value.
-
-    Raises:
-        InputError: It is not a valid config, or a change is not allowed.
-    """
-    # Interpolations were resolved before it was saved, so one that is left is not ours.
-    if "${" in repr(plain):
-        raise InputError("the checkpoint's config cannot be used: it contains an interpolation.")
-    schema = OmegaConf.structured(Config)
-    try:
-        saved = OmegaConf.merge(schema, upgraded(plain))
-        build_config(saved)  # type: ignore[arg-type]
-    except Exception as error:  # a file from elsewhere may contain anything
-        raise InputError(f"the checkpoint's config cannot be used: {one_line(error)}.") from error
-    return build_config(OmegaConf.merge(saved, _without_none(changes)))  # type: ignore[arg-type]
-
-
-def upgraded(value: Any) -> Any:
-    """Return a saved config with the names and values of this version."""
-    if isinstance(value, Mapping):
-        parts = {key: upgraded(part) for key, part in value.items()}
-        return parts | ({"cuda_graph": False} if parts.get("cuda_graph") == "auto" else {})
-    return MOVED_TARGETS.get(value, value) if isinstance(value, str) else value
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_none(part) for key, part in value.items() if part is not None}
-    return value

@@ -7,6 +7,7 @@ check, such ranks would train nonsense together, or wait for each other until th
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,10 +42,17 @@ def require_same_run(world: World, config: Config, data: Mapping[str, int]) -> N
         "transfer": {**plain["transfer"], "checkpoint": config.transfer.checkpoint is not None},
         "the device": world.device.type,
         **data,
-        "the version of dist_mnist": __version__,
+        "the version of dist_mnist": f"{__version__} {_code_digest()}",
         "the version of torch": str(torch.__version__),
     }
     require_same(world, flat(facts))
+
+
+def _code_digest() -> str:
+    """Return a digest of this package's code, which may be of another commit on some machine."""
+    package = Path(__file__).parents[1]
+    contents = (path.read_bytes() for path in sorted(package.rglob("*.py")))
+    return hashlib.sha256(b"\0".join(contents)).hexdigest()[:8]
 
 
 def require_same(world: World, values: Mapping[str, Any]) -> None:

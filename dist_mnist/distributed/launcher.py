@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from dist_mnist.config.errors import InputError
+from dist_mnist.config.errors import InputError, PassingError
 from dist_mnist.distributed import signals
 
 REQUEUE_SECONDS = 60.0  # how long rank 0 may take to send the job back to the queue
@@ -80,7 +80,18 @@ def place() -> Place:
         raise _wrong(f"LOCAL_RANK={found.local_rank} is not below LOCAL_WORLD_SIZE", found)
     if found.local_size > found.size:
         raise _wrong(f"WORLD_SIZE={found.size} is below LOCAL_WORLD_SIZE", found)
+    _require_machines()
     return found
+
+
+def _require_machines() -> None:
+    """Refuse to train on fewer machines than NNODES, in which launch/multi_node.sh has a number."""
+    asked, present = _count("NNODES"), _count("GROUP_WORLD_SIZE")
+    if 0 < present < asked:
+        raise PassingError(
+            f"NNODES={asked} machines should train together, and {present} do: check that the "
+            f"clocks of all machines agree, and that they reach each other."
+        )
 
 
 def meeting_place() -> tuple[str, int]:

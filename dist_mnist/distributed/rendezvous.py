@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.errors import PassingError, one_line
 from dist_mnist.distributed import network, signals, watchdog
 from dist_mnist.distributed.gpus import claim_gpu
 from dist_mnist.distributed.launcher import is_restart, meeting_place
@@ -41,7 +41,7 @@ def join_group(world: World, timeout_seconds: int) -> None:
         InputError: Other processes did not join, or cannot be reached.
     """
     signals.raise_if_stopped()
-    address, _ = meeting_place()
+    address, port = meeting_place()
     if world.size > world.local_size:
         _choose_interface()
         _warn_of_shared_store(world)
@@ -60,9 +60,9 @@ def join_group(world: World, timeout_seconds: int) -> None:
             device_id=None if world.device.type == "cpu" else world.device,
         )
     except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"rank {world.rank} cannot join the other processes at MASTER_ADDR={address}: "
-            f"{one_line(error).rstrip('.')}."
+        raise PassingError(
+            f"rank {world.rank} cannot join the other processes at MASTER_ADDR={address}, "
+            f"MASTER_PORT={port}: {one_line(error).rstrip('.')}."
         ) from error
 
     def open_watchdog_store() -> Store:
@@ -146,9 +146,10 @@ def _has_joined(store: Store, rank: int, prefix: str) -> bool:
     return bool(store.check([f"{prefix}/{rank}"]))
 
 
-def _missing_error(missing: list[int], size: int, timeout_seconds: int) -> InputError:
+def _missing_error(missing: list[int], size: int, timeout_seconds: int) -> PassingError:
     ranks = "rank " + ", ".join(map(str, missing))
-    return InputError(
+    address, port = meeting_place()
+    return PassingError(
         f"{ranks} of {size} did not join within trainer.timeout_seconds={timeout_seconds}: check "
-        f"its log, and that it can reach MASTER_ADDR={meeting_place()[0]}."
+        f"its log, and that it can reach MASTER_ADDR={address} at MASTER_PORT={port}."
     )

@@ -10,7 +10,8 @@ from torch import nn
 
 from dist_mnist.config.data_schema import Fit
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.schema import Config, config_from_plain
+from dist_mnist.config.saved_config import config_from_plain
+from dist_mnist.config.schema import Config
 from dist_mnist.data.images import Normalization
 from dist_mnist.models.build import build_model, load_weights
 from dist_mnist.models.precision import autocast, compute_dtype

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import Timeout
 from omegaconf import OmegaConf
 
-from dist_mnist.config.errors import InputError, one_line
+from dist_mnist.config.errors import InputError, PassingError, one_line
 from dist_mnist.config.schema import Config, Resume
 from dist_mnist.distributed.launcher import is_restart, launch_id
 from dist_mnist.distributed.world import World, broadcast_object
@@ -75,7 +75,7 @@ def _lock(directory: Path, patience: float) -> AbstractContextManager[object]:
             )
             return lock(path, timeout=patience)
     except Timeout:
-        raise InputError(
+        raise PassingError(
             f"run_dir={directory} is in use by another launch, {holder(path)}: wait until it ends, "
             f"or choose another run_dir."
         ) from None

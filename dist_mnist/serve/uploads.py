@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -74,6 +75,8 @@ async def _read_form(request: Request) -> bytes:
             part = form.get("file")
             if isinstance(part, UploadFile):
                 return await part.read()
+    except FormParserError as error:  # older versions of Starlette let it pass
+        raise HTTPException(422, f"the form cannot be read: {error}") from error
     except HTTPException as error:
         if error.status_code != 400:  # Starlette's status for a malformed form
             raise

@@ -14,6 +14,7 @@ from dist_mnist.record import checkpoint
 from dist_mnist.record.console import log_to_file
 from dist_mnist.record.directory import write_config
 from dist_mnist.record.journal import Journal, Line
+from dist_mnist.record.saved import forget_saved, note_saved
 from dist_mnist.record.starts import note_end, note_start
 from dist_mnist.report.page import write_report
 from dist_mnist.tracking.loggers import start_loggers
@@ -67,6 +68,7 @@ class RunRecorder(Recorder):
         with watchdog.during(f"saving the checkpoint of step {step}"):
             self._journal.sync()
             checkpoint.save(self._run_dir, content, step, is_best, self._keep_checkpoints)
+            note_saved(self._run_dir)
         self._saved_step = step
 
     def finish(self, best: Path) -> None:  # noqa: D102
@@ -75,6 +77,7 @@ class RunRecorder(Recorder):
             logger.info("report: %s", path)
         self.tracker.keep(best)
         self.tracker.finish(exit_code=0)
+        forget_saved(self._run_dir)
 
     def end_early(self, error: BaseException) -> None:
         """End the run as stopped or as failed."""

@@ -10,7 +10,8 @@ from hydra.version import getbase
 
 from dist_mnist.config.compose import compose_config, hydra_sentence
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.schema import config_from_plain, plain_config
+from dist_mnist.config.saved_config import config_from_plain
+from dist_mnist.config.schema import plain_config
 
 
 @pytest.mark.parametrize("sign", ["", "+", "++"])

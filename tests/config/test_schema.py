@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.schema import config_from_plain, plain_config
+from dist_mnist.config.saved_config import config_from_plain
+from dist_mnist.config.schema import plain_config
 from dist_mnist.record.journal import read_journal
 from dist_mnist.training.run import run
 from tests.support.configs import CHECKOUT, SOLO, make_config

@@ -1,14 +1,16 @@
 """Ranks that were started differently report it before they train."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.distributed import agreement
 from dist_mnist.distributed.agreement import require_same
 from dist_mnist.distributed.session import session
-from tests.support.configs import SMALL_DATA
+from tests.support.configs import CHECKOUT, SMALL_DATA
 from tests.support.processes import run_ranks
 from tests.support.runs import run_once
 
@@ -70,3 +72,21 @@ def test_every_rank_reports_it() -> None:
         InputError, match="b differs between the ranks: None on rank 0, 2 on rank 2"
     ):
         run_ranks(3, compare, [{"a": 1}, {"a": 1}, {"a": 1, "b": 2}])
+
+
+def run_another_commit(overrides: list[str], package: Path) -> None:
+    """Train; rank 1 takes this package's code to be in another folder."""
+    if os.environ["RANK"] == "1":
+        agreement.__file__ = str(package / "distributed" / "agreement.py")
+    run_once(overrides)
+
+
+def test_code_that_differs(small_root: Path, tmp_path: Path) -> None:
+    package = tmp_path / "dist_mnist"
+    shutil.copytree(CHECKOUT / "dist_mnist", package, ignore=shutil.ignore_patterns("*.gz"))
+    overrides = [*RUN, f"data.root={small_root}", "trainer.max_steps=1"]
+    run_ranks(2, run_another_commit, [*overrides, f"run_dir={tmp_path / 'same'}"], package)
+    with (package / "models" / "losses.py").open("a") as file:
+        file.write("# another commit\n")
+    with pytest.raises(InputError, match="the version of dist_mnist differs between the ranks"):
+        run_ranks(2, run_another_commit, [*overrides, f"run_dir={tmp_path / 'other'}"], package)

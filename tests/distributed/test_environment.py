@@ -30,12 +30,16 @@ PAIR = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
         ({"WORLD_SIZE": "0"}, "RANK=0 is not below WORLD_SIZE=0"),
         ({"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK=3 is not below"),
         ({**PAIR, "LOCAL_RANK": "1"}, r"LOCAL_WORLD_SIZE=1 \(it is not set\)"),
+        ({"NNODES": "2", "GROUP_WORLD_SIZE": "1"}, "NNODES=2 machines should train .*, and 1 do"),
         ({"LOCAL_WORLD_SIZE": "2"}, "WORLD_SIZE=1 is below LOCAL_WORLD_SIZE=2"),
         ({**PAIR, "MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
         ({**PAIR, "MASTER_PORT": " "}, "MASTER_PORT is not set"),
         ({**PAIR, "MASTER_PORT": "http"}, "MASTER_PORT=http is not a whole number"),
         ({**PAIR, "MASTER_PORT": "65536"}, "MASTER_PORT=65536 is not a port"),
-        ({**PAIR, "MASTER_PORT": "1"}, "rank 1 cannot join .* MASTER_ADDR=127.0.0.1: "),
+        (
+            {**PAIR, "MASTER_PORT": "1"},
+            "rank 1 cannot join .* MASTER_ADDR=127.0.0.1, MASTER_PORT=1: ",
+        ),
     ],
 )
 def test_odd_variable_is_named(
@@ -45,6 +49,14 @@ def test_odd_variable_is_named(
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message), session("cpu", 1):
         pass
+
+
+@pytest.mark.parametrize("nodes", ["1", "1:4", "", "x"])
+def test_other_numbers_of_machines_are_fine(monkeypatch: pytest.MonkeyPatch, nodes: str) -> None:
+    monkeypatch.setenv("NNODES", nodes)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    with session("cpu", 10) as world:
+        assert world.size == 1
 
 
 def test_empty_variables_count_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def test_train_on_three_and_evaluate_on_two(small_root: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.lrr=1", "Could not override 'optimizer.lrr'"),
+        ("optimizer.lrr=1", "optimizer.lrr is not a key: did you mean optimizer.lr?"),
         ("data.root=/proc/nowhere", "data.root=/proc/nowhere cannot be written"),
     ],
 )
@@ -57,12 +57,22 @@ def test_all_ranks_report_a_mistake_once(
     assert f"[rank 0] error: {message}" in failed.stderr
 
 
-def test_mistake_is_reported_once_and_not_retried(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=unet", "Could not find 'model/unet'"),
+        pytest.param("run_dir=/proc/run", "run_dir=/proc/run cannot be", marks=pytest.mark.slow),
+    ],
+)
+def test_mistake_is_reported_once_and_not_retried(
+    small_root: Path, tmp_path: Path, override: str, message: str
+) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    failed = python(*launcher, "--max-restarts=3", "-m", "dist_mnist", "model=unet", cwd=tmp_path)
+    arguments = (*small(small_root, tmp_path), override)
+    failed = python(*launcher, "--max-restarts=3", "-m", "dist_mnist", *arguments, cwd=tmp_path)
     assert failed.returncode == 1
     assert failed.stderr.count("[rank 0] error: ") == 1
-    assert "Could not find 'model/unet'" in failed.stderr
+    assert message in failed.stderr
 
 
 @pytest.mark.slow

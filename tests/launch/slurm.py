@@ -14,8 +14,8 @@ from tests.launch.hosts import Host, network, require, wait_until
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun")
 GPUS_OF_A_NODE = 2  # not real GPUs: SLURM only counts them
 
-# Two partitions of the same nodes, of which one takes them from the other; a node that has not
-# answered for some seconds counts as lost.
+# Partitions of the same nodes, of which one takes them from the others, in three ways; a node that
+# has not answered for some seconds counts as lost.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={head.name}({head.address})
@@ -51,6 +51,8 @@ PreemptMode=REQUEUE
 GresTypes=gpu
 {nodes}
 PartitionName=train Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=graceful Nodes=ALL State=UP PriorityTier=1 GraceTime=60 PreemptMode=REQUEUE
+PartitionName=cancelled Nodes=ALL State=UP PriorityTier=1 GraceTime=60 PreemptMode=CANCEL
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 NODE = "NodeName={0.name} NodeAddr={0.address} CPUs=2 RealMemory=4000 Gres=gpu:{1} State=UNKNOWN"

@@ -20,11 +20,13 @@ def submit(
     )
 
 
-def start_training(cluster: Cluster, root: Path, folder: Path, processes: int) -> tuple[str, Path]:
+def start_training(
+    cluster: Cluster, root: Path, folder: Path, processes: int, *options: str
+) -> tuple[str, Path]:
     """Submit a training of `processes` a node; in step 6, return its job and directory."""
     run_dir = folder / "run"
     overrides = trainings.training(root, run_dir, 0.05 * processes)
-    job = submit(cluster, folder, overrides=overrides, processes=str(processes))
+    job = submit(cluster, folder, *options, overrides=overrides, processes=str(processes))
     wait_for_step(run_dir, 6)
     return job, run_dir
 

@@ -79,14 +79,54 @@ def test_task_of_an_array_is_requeued_alone(cluster: Cluster, script: Path, tmp_
         assert cluster.show(f"{job}_{task}", "Restarts") == restarts
 
 
+def test_what_surrounds_a_job_does_not_matter(
+    cluster: Cluster, script: Path, tmp_path: Path
+) -> None:
+    """A job around it with other options, two tasks a node, and a port that is taken."""
+    (script.parent / "multi_node.sh").write_text('#!/bin/bash\necho "port $PORT"\n')
+    around = {"SLURM_MEM_PER_CPU": "100", "SLURM_GPUS": "8", "SLURM_GPUS_PER_NODE": "7"}
+    options = ("--mem=500M", "--ntasks-per-node=2", "--begin=now+2")
+    job = cluster.submit(
+        *(
+            "--nodes=2",
+            f"--chdir={tmp_path}",
+            f"--output={tmp_path}/job.log",
+            *options,
+            str(script),
+        ),
+        **{**trainings.ENVIRONMENT, **around, "NPROC_PER_NODE": "3"},
+    )
+    port = 10000 + int(job) % 20000
+    for node in cluster.nodes.values():
+        node.start(*(sys.executable, "-m", "http.server", str(port)), log=tmp_path / "server.log")
+    cluster.wait_for(job, "COMPLETED", 30)
+    log = (tmp_path / "job.log").read_text()
+    assert sorted(line for line in log.splitlines() if ": port" in line) == [
+        f"0: port {port + 1}",
+        f"1: port {port + 1}",
+    ]
+    assert "warning: 3 processes share 2 CPU(s) on a node" in log
+
+
+@pytest.mark.slow
+def test_jobs_that_would_not_train_as_meant_are_refused(
+    cluster: Cluster, script: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match="error: submit this script with sbatch"):
+        cluster.call("salloc", "--nodes=1", "bash", str(script), **trainings.ENVIRONMENT)
+    options = ("--ntasks=1", ":", "--ntasks=1")
+    job = submit(cluster, script, tmp_path, options=options)
+    with pytest.raises(AssertionError, match="FAILED"):
+        cluster.wait_for(job, "COMPLETED", 30)
+    assert "error: this is a heterogeneous job" in (tmp_path / "job.log").read_text()
+
+
 @pytest.mark.slow
 def test_no_progress_is_a_failure(cluster: Cluster, script: Path, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.safetensors"
-    checkpoint.parent.mkdir(parents=True)
     (script.parent / "multi_node.sh").write_text(
-        f"#!/bin/bash\n[[ $SLURM_RESTART_COUNT != 1 ]] || touch '{checkpoint}'\nexit 75\n"
+        '#!/bin/bash\n[[ $SLURM_RESTART_COUNT != 1 ]] || touch "$DIST_MNIST_SAVED"\nexit 75\n'
     )
-    job = submit(cluster, script, tmp_path, f"run_dir={tmp_path}/run")
+    job = submit(cluster, script, tmp_path)
     with pytest.raises(AssertionError, match="FAILED"):
         cluster.wait_for(job, "COMPLETED", 120)
     assert cluster.show(job, "Restarts") == "4"  # one start, one with a checkpoint, then three

@@ -87,7 +87,7 @@ def test_answers_do_not_wait_for_acknowledgements() -> None:
         ("checkpoint=nowhere", "nowhere does not exist: give a run directory or a checkpoint"),
         ("checkpoint=latest", "there is no run under"),
         ("checkpoint=''", "checkpoint is missing: set it to a run directory"),
-        ("chekpoint=x", "Key 'chekpoint'"),
+        ("chekpoint=x", "chekpoint is not a key"),
     ],
 )
 def test_a_mistake_is_one_sentence(
