@@ -12,20 +12,20 @@ from tests.support.processes import python
 
 PACKAGE = CHECKOUT / "dist_mnist"
 # From the top down: a wing may import from itself and from the wings after it. Each has a budget of
-# lines, about 5 % above its size when it was last raised: growth is a decision.
+# lines, its size when it was last raised: growth is a decision.
 BUDGETS = {
-    "commands": 880,
-    "serve": 560,
-    "training": 2760,
-    "digits": 935,
-    "report": 375,
-    "tracking": 750,
-    "folder": 800,
-    "models": 1160,
-    "data": 1805,
-    "record": 890,
-    "distributed": 1905,
-    "config": 1060,
+    "commands": 899,
+    "serve": 533,
+    "training": 2746,
+    "digits": 890,
+    "report": 354,
+    "tracking": 713,
+    "folder": 797,
+    "models": 1162,
+    "data": 1811,
+    "record": 894,
+    "distributed": 1863,
+    "config": 1087,
 }
 WINGS = [*BUDGETS]
 ROOMS_TO_DO_WITHOUT = ("digits", "folder", "serve")

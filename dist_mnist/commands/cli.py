@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dist_mnist.config import __version__
 from dist_mnist.config.commands import COMMANDS
 from dist_mnist.config.compose import (
     conf_folder,
@@ -35,7 +36,14 @@ from dist_mnist.config.overrides import gather_words, refuse_hydra_folder
 from dist_mnist.distributed import launcher, signals
 from dist_mnist.distributed.launcher import LaunchError
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+# Hydra's options that only print.
+PRINTING = (
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"),
+    *("--shell-completion", "-sc"),
+)
 
 SUCCEEDED = 0
 FAILED = 1
@@ -88,8 +96,15 @@ def _run() -> None:
 def _take_command(arguments: list[str]) -> str:
     """Remove the command from the arguments and return it; print the commands for `--help`."""
     first = arguments[1] if len(arguments) > 1 else ""
+    if any(word in PRINTING for word in arguments):  # the reader may go, as with `| head`
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if first in ("--help", "-h"):
         print(_usage())
+    elif first == "--version":
+        print(f"dist_mnist {__version__}")
+        _end(SUCCEEDED)
+    elif first in ("--shell-completion", "-sc") and not any("=" in word for word in arguments):
+        raise InputError(f"{first} needs install=SHELL, uninstall=SHELL or query=SHELL.")
     if not first or first[0] in "-+~" or "=" in first:
         return "train"
     if first not in COMMANDS:
@@ -183,6 +198,8 @@ def _message(error: Exception, lost_contact: bool) -> str:
             f"error: {error.filename} cannot be written ({error.strerror}): start from another "
             f"folder, or name one with run_dir, data.root or hydra.sweep.dir."
         )
+    if isinstance(error, OSError) and (error.filename or error.errno in FULL_DISK):
+        return f"error: {error.filename or 'standard output'} cannot be used: {error.strerror}."
     if lost_contact:
         return f"error: lost contact with another process ({one_line(error)})."
     return "".join(traceback.format_exception(error))

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.keys import unknown_key_sentence
-from dist_mnist.config.overrides import expand_home, quoting_hint, refuse_hydra_folder
+from dist_mnist.config.overrides import as_text, expand_home, quoting_hint, refuse_hydra_folder
 from dist_mnist.config.schema import Config, build_config
 
 _composing = Lock()
@@ -79,14 +79,14 @@ def _apart_from_other_hydras() -> Iterator[None]:
 
 
 def prepare_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return overrides for Hydra, with the home folder for a leading `~`.
+    """Return overrides for Hydra, with the home folder for a leading `~`, and numbers as names.
 
     Raises:
         InputError: A key is Hydra's own and would have no effect.
     """
     for override in overrides:
         refuse_hydra_folder(override)
-    return [expand_home(override) for override in overrides]
+    return [expand_home(as_text(override)) for override in overrides]
 
 
 def hydra_sentence(error: BaseException) -> str:

@@ -1,8 +1,10 @@
 """The one exception whose message is written for the user, and how other errors become one."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+ESCAPE_CODE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # of a terminal, such as a color
 LONGEST_REASON = 300  # characters of a message that is not ours
 
 
@@ -47,10 +49,13 @@ def refusing(sentence: str, advice: str = "") -> Iterator[None]:
 
 
 def one_line(error: BaseException | None) -> str:
-    """Return an exception's message without line breaks, or its class name if it has none.
+    """Return an exception's message without line breaks and what a terminal would obey.
+
+    An exception without a message is called by its class.
 
     A message that is not ours is cut to 300 characters.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    words = ESCAPE_CODE.sub("", str(error)).split()
+    text = "".join(c for c in " ".join(words) if c.isprintable()) or type(error).__name__
     is_short = isinstance(error, InputError) or len(text) <= LONGEST_REASON
     return text if is_short else f"{text[: LONGEST_REASON - 6].rsplit(' ', 1)[0]} [...]"

@@ -13,6 +13,10 @@ P = TypeVar("P", str, "str | None")
 KEY = r"[+~]*[A-Za-z][\w./@-]*"
 # Text that needs no quotes, in Hydra or in a shell.
 PLAIN = re.compile(r"[\w./@%+:-]+", re.ASCII)
+# What Hydra takes for a number, and for another value that is not text.
+NUMBER = re.compile(r"[-+]?[\d_]*\.?[\d_]+(e[-+]?[\d_]+)?", re.ASCII | re.IGNORECASE)
+NO_TEXT = re.compile(rf"null|true|false|nan|[-+]?inf|{NUMBER.pattern}", re.ASCII | re.IGNORECASE)
+NAME_KEYS = r"(run_dir|data\.root|transfer\.checkpoint|checkpoint|output|save|tracking\.name)"
 # Hydra's options whose value is the next argument.
 OPTIONS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
@@ -22,7 +26,7 @@ OPTIONS_WITH_VALUE = (
 
 def to_copy(key: str, value: str) -> str:
     """Return an override with the quotes that a shell and Hydra need."""
-    if PLAIN.fullmatch(value):
+    if PLAIN.fullmatch(value) and not NO_TEXT.fullmatch(value):
         return f"{key}={value}"
     return shlex.quote(f"{key}={_quoted(value)}")
 
@@ -39,8 +43,12 @@ def quoting_hint(override: str) -> str | None:
 
 
 def _quoted(value: str) -> str:
-    escaped = value.replace('"', r"\"")
-    return f'"{escaped}"'
+    """Return a value in quotes, for Hydra and OmegaConf to read as it is.
+
+    Backslashes count as escapes before a quote, at the end, and before an interpolation.
+    """
+    escaped = re.sub(r'(\\*)("|\$\{)', r"\1\1\\\2", value)
+    return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
 
 
 def gather_words(key: str, arguments: Sequence[str]) -> list[str]:
@@ -52,7 +60,7 @@ def gather_words(key: str, arguments: Sequence[str]) -> list[str]:
     words: list[str] = []
     others: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        is_option = argument.startswith("-") and argument != "-"
+        is_option = argument.startswith("-") and argument != "-" and not _exists(argument)
         is_override = re.match(f"{KEY}=", argument, re.ASCII) and not _exists(argument)
         is_word = not is_option and not is_override and before not in OPTIONS_WITH_VALUE
         (words if is_word else others).append(argument)
@@ -84,6 +92,13 @@ def checked_path(key: str, path: P, rule: str) -> P:
         return path
     require(path.strip() != "", key, path, rule)
     return in_home(path)
+
+
+def as_text(override: str) -> str:
+    """Return `run_dir=2026_11` with quotes around the number: it is a name."""
+    key, _, value = override.partition("=")
+    is_name = re.fullmatch(rf"\+*{NAME_KEYS}", key) and NUMBER.fullmatch(value)
+    return f"{key}={_quoted(value)}" if is_name else override
 
 
 def expand_home(override: str) -> str:

@@ -6,7 +6,7 @@ values; the rest of the package never sees OmegaConf.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -195,6 +195,11 @@ def build_config(composed: DictConfig) -> Config:
     require_known_keys(composed)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
+    for key, value in flat(asdict(config)).items():
+        rule = (
+            "a checkpoint with it could not be loaded, since ${ begins an interpolation; rename it"
+        )
+        require("${" not in str(value), key, value, rule)
     return config
 
 

@@ -39,13 +39,21 @@ def fingerprint(content: bytes) -> str:
 
 
 def remember(path: Path, compute: Callable[[], Any]) -> Any:
-    """Return the value in a JSON file, or compute it and write it there if that is possible."""
+    """Return the value in a JSON file, or compute it and write it there if that is possible.
+
+    The value must be of lists, dicts, numbers and text; a damaged file is replaced.
+    """
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        value = compute()
+        digest, value = json.loads(path.read_bytes())
+        if digest == fingerprint(json.dumps(value).encode()):
+            return value
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    value = compute()
     try:
-        write_atomically(path, json.dumps(value).encode())
+        write_atomically(
+            path, json.dumps([fingerprint(json.dumps(value).encode()), value]).encode()
+        )
     except InputError as error:
         logger.debug("%s", error)
     return value

@@ -19,7 +19,7 @@ class Normalization:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 images of any shape to float32 of the same shape, in one operation."""
-        shift = torch.tensor(-self.mean / self.std)
+        shift = torch.tensor(-self.mean / self.std, dtype=torch.float32, device="cpu")
         return torch.add(shift, images, alpha=1 / (255 * self.std))
 
 

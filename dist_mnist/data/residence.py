@@ -20,7 +20,7 @@ from dist_mnist.data.images import ImageTensors
 from dist_mnist.data.mapped import MappedImages, Samples
 from dist_mnist.distributed.cgroups import group_folders
 from dist_mnist.distributed.world import World
-from dist_mnist.record.files import write_atomically
+from dist_mnist.record.files import READ_ONLY, write_atomically
 from dist_mnist.record.locks import lock_patiently
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,8 @@ def load_shared(load: Callable[[], Samples]) -> MappedImages:
             samples = load()
             return samples if isinstance(samples, MappedImages) else _mapped(samples, folder)
     except OSError as error:
+        if error.errno in READ_ONLY and isinstance(samples := load(), MappedImages):
+            return samples  # nothing is to be written
         raise cannot_store(folder, error) from error
 
 

@@ -51,10 +51,25 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
         torch.accelerator.set_device_index(world.device.index)
     if world.size > 1:
         join_group(world, timeout_seconds)
-    with gpus.one_stream(world.device):
+    with own_defaults(), gpus.one_stream(world.device):
         yield world
     if world.size > 1:
         dist.destroy_process_group()
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """Make new tensors float32 and on the CPU, whatever a notebook has chosen."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    if device.type != "cpu":
+        torch.set_default_device(None)  # setting it to "cpu" would slow down every call
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if device.type != "cpu":
+            torch.set_default_device(device)
 
 
 def _pick_device(name: str, place: Place) -> torch.device:

@@ -23,7 +23,7 @@ from dist_mnist.data.residence import map_pixels
 from dist_mnist.distributed.cpu_threads import usable_cores
 from dist_mnist.folder.decoding import Decoded, decode_all
 from dist_mnist.folder.files import PictureFile
-from dist_mnist.record.files import sync
+from dist_mnist.record.files import READ_ONLY, sync
 from dist_mnist.record.locks import lock_patiently
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,10 @@ def store_pictures(
                 _add(folder, entries, root, new, image_shape, fit)
             return _mapped(folder, entries, files, image_shape)
     except OSError as error:
+        if error.errno in READ_ONLY and (folder / "pixels").exists():
+            entries = _read(folder, prod(image_shape))
+            if all(file in entries for file in files):  # nothing is to be written
+                return _mapped(folder, entries, files, image_shape)
         raise cannot_store(folder, error) from error
 
 
@@ -101,7 +105,8 @@ def _read_lines(path: Path) -> list[Any]:
         for line in lines:
             with suppress(ValueError):
                 values.append(json.loads(line))
-    return [value for value in values if isinstance(value, list) and len(value) == 4]
+    kinds = ([str, int, int, int], [str, int, int, str])
+    return [v for v in values if isinstance(v, list) and [*map(type, v)] in kinds]
 
 
 def _end(entries: Entries) -> int:

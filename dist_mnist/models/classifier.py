@@ -13,6 +13,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.saved_config import config_from_plain
 from dist_mnist.config.schema import Config
 from dist_mnist.data.images import Normalization
+from dist_mnist.distributed.session import own_defaults
 from dist_mnist.models.build import build_model, load_weights
 from dist_mnist.models.precision import autocast, compute_dtype
 from dist_mnist.record import checkpoint
@@ -137,6 +138,7 @@ def load_classifier(
     return classifier_from_checkpoint(content, config, torch.device(device))
 
 
+@own_defaults()
 def classifier_from_checkpoint(
     content: dict[str, Any], config: Config, device: torch.device
 ) -> Classifier:

@@ -98,6 +98,12 @@ def write_config(directory: Path, config: Mapping[str, Any], overrides: Sequence
 
 def _check_resume(directory: Path, resume: Resume) -> None:
     holds_run = any((directory / "checkpoints").glob("*.safetensors"))
+    others = sorted(path.name for path in (directory / "checkpoints").glob("[!.]*"))
+    if others and not holds_run:  # the run would start over and replace its journal
+        raise InputError(
+            f"run_dir={directory} holds checkpoints of another version or program, such as "
+            f"{others[0]}: choose a new run_dir."
+        )
     if holds_run and resume is Resume.never:
         raise InputError(
             f"run_dir={directory} already holds a run and resume=never: choose a new run_dir, "

@@ -8,6 +8,7 @@ from pathlib import Path
 from dist_mnist.config.errors import InputError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
@@ -67,5 +68,5 @@ def cannot_write(path: Path, error: OSError) -> InputError:
             f"same run_dir to continue."
         )
     if error.errno == errno.ENOENT:
-        return InputError(f"{path} cannot be written: its folder was deleted or moved.")
+        return InputError(f"{path} cannot be written: its folder does not exist.")
     return InputError(f"{path} cannot be written: {error.strerror or error}.")

@@ -102,7 +102,7 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     with signals.deferred():
-        logger.info("draw a digit at http://%s:%d (Ctrl-C stops the server)", shown, port)
+        logger.info("open http://%s:%d (Ctrl-C stops the server)", shown, port)
         _Server(config).run(sockets=[listener])
         if not signals.requested():
             raise RuntimeError("the server stopped without a signal")

@@ -11,12 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-import torch
-from torch import nn
-
 from dist_mnist.config.overrides import to_copy
 from dist_mnist.config.schema import Config, with_num_classes
-from dist_mnist.data.balance import draw_bars
 from dist_mnist.data.splits import load_splits
 from dist_mnist.distributed import signals, watchdog
 from dist_mnist.distributed.agreement import require_same_run
@@ -30,6 +26,7 @@ from dist_mnist.models.weights_file import Weights, read_weights
 from dist_mnist.record.console import log_result, log_to_console
 from dist_mnist.record.directory import choose_run_directory, lock_run_directory
 from dist_mnist.training.build import build_training_state
+from dist_mnist.training.description import describe
 from dist_mnist.training.evaluation import Evaluation, journal_values
 from dist_mnist.training.final_test import final_test
 from dist_mnist.training.loop import fit
@@ -123,34 +120,6 @@ def _transfer_weights(state: TrainingState) -> str:
     transferred = take_weights(state.model, weights.tensors)
     listed = describe_transfer(transferred, state.model, weights, transfer.freeze)
     return f"weights of {transfer.checkpoint}\n{listed}\n"
-
-
-def describe(state: TrainingState) -> str:
-    """Return the network, the device, the data and its class balance, in a few lines."""
-    world, splits, data = state.world, state.splits, state.config.data
-
-    def count(parameters: Sequence[nn.Parameter]) -> int:
-        return sum(parameter.numel() for parameter in parameters)
-
-    parameters = [*state.model.parameters()]
-    frozen = [*state.thawing, *(p for p in parameters if not p.requires_grad)]
-    until = f" until epoch {state.config.transfer.thaw_epoch}" if state.thawing else ""
-    frozen_part = f" ({count(frozen):,} frozen{until})" if frozen else ""
-    threads = max(state.pool.threads, torch.get_num_threads())
-    same_bits = ", the same bits at any world size" if state.shards else ""
-    counts = splits.class_counts
-    rarest, commonest = counts.index(min(counts)), counts.index(max(counts))
-    return (
-        f"{type(state.model).__name__} with {count(parameters):,} parameters{frozen_part}, "
-        f"{str(state.dtype).removeprefix('torch.')} on {world.device.type}: {world.size} x "
-        f"{threads} CPU threads{same_bits}\n"
-        f"{data.name}: {len(splits.train):,} images to train on, {len(splits.validation):,} to "
-        f"validate, {len(splits.test):,} to test; pixels {splits.normalization.mean:.4f} "
-        f"+- {splits.normalization.std:.4f}\n"
-        f"class balance: {counts[rarest]:,} of class {splits.classes[rarest]} (fewest) to "
-        f"{counts[commonest]:,} of class {splits.classes[commonest]} (most)\n"
-        f"{draw_bars(counts, splits.classes)}"
-    )
 
 
 def _start(state: TrainingState, overrides: Sequence[str], description: str) -> Start:

@@ -1,9 +1,13 @@
 """The command line as a user meets it, in one process."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from dist_mnist.config import __version__
 from dist_mnist.config.commands import COMMANDS
 from tests.support.command_line import call
 
@@ -154,3 +158,26 @@ def test_evaluate_names_a_bad_checkpoint(
         assert (status, out) == (1, "")
         assert err.startswith(f"error: {message}")
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("evaluate", "--help"), ("--cfg", "job"), ("--info", "defaults")]
+)
+def test_a_reader_may_go(arguments: tuple[str, ...]) -> None:
+    """As with `| head`: no stack, whatever was still to be printed."""
+    program = [sys.executable, "-m", "dist_mnist", *arguments]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode in (0, -signal.SIGPIPE)
+
+
+def test_options_that_only_print(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, capsys, "--version") == (0, f"dist_mnist {__version__}\n", "")
+    status, _, err = call(monkeypatch, capsys, "--shell-completion")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "needs install=SHELL" in err

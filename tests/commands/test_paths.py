@@ -96,3 +96,37 @@ def test_hydras_folder_in_a_file_is_refused(
 def test_hydras_folder_is_refused_in_a_notebook() -> None:
     with pytest.raises(InputError, match=r"hydra\.run\.dir=x is not used"):
         compose_config("hydra.run.dir=x")
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (f"run_dir={LONG}", "trainer.max_steps=1"),
+        (f"run_dir=a/{LONG}/b", "trainer.max_steps=1"),
+        (f"data.root={LONG}",),
+        (f"transfer.checkpoint={LONG}",),
+        ("evaluate", f"checkpoint={LONG}"),
+        ("export", "format=safetensors", f"output={LONG}.safetensors"),
+        ("predict", LONG),
+        ("report", LONG),
+    ],
+    ids=lambda arguments: arguments[0][:20],
+)
+def test_a_name_too_long_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    is_training = "=" in arguments[0]
+    status, _, err = call(
+        monkeypatch, capsys, *arguments, *(["tracking=disabled"] if is_training else [])
+    )
+    assert status == 1
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert "ile name too long" in err

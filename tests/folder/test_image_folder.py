@@ -6,6 +6,7 @@ import resource
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
@@ -272,6 +273,44 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path, own_cache: Path, damage: st
     else:
         (pixels if damage == "gone" else pixels.with_name("index.jsonl")).unlink()
     assert torch.equal(everything(tmp_path)[0].resident().images[:, 0], images)
+
+
+def test_damaged_small_files_of_the_cache_are_made_again(tmp_path: Path, own_cache: Path) -> None:
+    images = two_parts(tmp_path)
+    load(tmp_path)
+    small = [*own_cache.rglob("*.json")]
+    assert len(small) == 4  # the sums of both parts, copies, and pictures without contrast
+    for content in (b"", b"null", b"{}", b"[1]", b'["x", [0]]', b"[" * 10**5, b"\xff"):
+        for path in small:
+            path.write_bytes(content)
+        load(tmp_path)
+    for path in own_cache.rglob("index.jsonl"):
+        path.write_bytes(b'[[], 1, 2, 3]\n["x", 1, 2, {}]\n["y", "1", 2, 3]\n' + path.read_bytes())
+    assert torch.equal(everything(tmp_path)[0].resident().images[:, 0], images)
+
+
+def test_a_finished_cache_serves_other_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written into a cache that holds all pictures, on storage that is read-only."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("XDG_CACHE_HOME", f"{folder}/cache")
+        images = two_parts(Path(folder, "pictures"))
+        load(Path(folder, "pictures"))
+        for path in [Path(folder), *Path(folder).rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        user = os.geteuid()
+        if user == 0:  # who may write anywhere
+            os.seteuid(65534)
+        try:
+            with pytest.raises(PermissionError):
+                Path(folder, "cache", "new").touch()
+            splits = load(Path(folder, "pictures"))
+            with pytest.raises(InputError, match="set XDG_CACHE_HOME to another folder"):
+                load(Path(folder, "pictures"), "data.image_shape=[1,9,9]")
+        finally:
+            os.seteuid(user)
+            for path in [Path(folder), *Path(folder).rglob("*")]:
+                path.chmod(0o755)
+    assert len(splits.train) + len(splits.validation) == len(images)
 
 
 def test_many_pictures_and_a_broken_one(tmp_path: Path, decoded: list[str]) -> None:

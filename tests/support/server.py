@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SHOWN = "draw a digit at "
+SHOWN = "open "
 
 
 class Server(NamedTuple):

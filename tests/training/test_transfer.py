@@ -15,10 +15,10 @@ from dist_mnist.distributed.session import session
 from dist_mnist.distributed.stopping import StopAgreement
 from dist_mnist.record import checkpoint
 from dist_mnist.training.build import build_training_state
+from dist_mnist.training.description import describe
 from dist_mnist.training.evaluation import validate
 from dist_mnist.training.loop import fit, train_epoch
 from dist_mnist.training.recorder import Recorder
-from dist_mnist.training.run import describe
 from dist_mnist.training.state import TrainingState
 from dist_mnist.training.step import set_train_mode
 from tests.support.configs import SMALL_DATA, SOLO, make_config
