@@ -32,6 +32,7 @@ def load_test_set(
     Raises:
         InputError: The data cannot be used, or has a class that the network does not know.
     """
+    classes = [str(name) for name in content["classes"]]
     is_known = not _is_elsewhere(config, content["config"].get("data", {}))
     is_moved = not is_known and _was_trained_on(config, content["data"], trusted_modules)
     if is_moved:
@@ -42,9 +43,9 @@ def load_test_set(
         data = replace(data, test_size=None, dataset={**data.dataset, "test_size": None})
     test, names = load_part(data, False, trusted_modules)
     if config.classes:
-        known = match_classes(names, content["classes"])[test.labels] >= 0
+        known = match_classes(names, classes)[test.labels] >= 0
         test = test.subset(known.nonzero().flatten())
-    return relabel(test, names, content["classes"], config.root)
+    return relabel(test, names, classes, config.root)
 
 
 def _is_elsewhere(config: DataConfig, trained: Mapping[str, Any]) -> bool:

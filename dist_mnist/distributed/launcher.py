@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from dist_mnist.config.errors import InputError, PassingError
+from dist_mnist.config.errors import InputError
 from dist_mnist.distributed import signals
 
 REQUEUE_SECONDS = 60.0  # how long rank 0 may take to send the job back to the queue
@@ -88,7 +88,7 @@ def _require_machines() -> None:
     """Refuse to train on fewer machines than NNODES, in which launch/multi_node.sh has a number."""
     asked, present = _count("NNODES"), _count("GROUP_WORLD_SIZE")
     if 0 < present < asked:
-        raise PassingError(
+        raise InputError(
             f"NNODES={asked} machines should train together, and {present} do: check that the "
             f"clocks of all machines agree, and that they reach each other."
         )

@@ -45,7 +45,8 @@ def require_same_run(state: TrainingState, content: Mapping[str, Any]) -> None:
     Raises:
         InputError: It is not; the message names the difference.
     """
-    described = {key: content[key] for key in ("config", "data", "normalization", "classes")}
+    described = {key: content[key] for key in ("config", "data", "normalization")}
+    described["classes"] = [str(name) for name in content["classes"]]
     described["reproducible"] = content.get("reproducible")
     saved = json.loads(json.dumps(described, default=str))  # a tensor cannot be compared
     _check_same_settings(state.plain_config, saved["config"])

@@ -224,7 +224,7 @@ def non_finite_error(state: TrainingState, steps_done: int, when: str = "in") ->
     """
     weights = state.model.state_dict().items()
     bad = [name for name, w in weights if w.is_floating_point() and not w.isfinite().all()]
-    if bad and steps_done == 0:
+    if bad and steps_done == 0 and when == "in":  # nothing has changed them
         return NonFiniteError(
             f"the network begins with weights that are not finite, such as {bad[0]}: check model= "
             f"and transfer.checkpoint."

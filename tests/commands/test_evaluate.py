@@ -108,7 +108,7 @@ def test_the_unseen_digits_of_qmnist(evaluated: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("checkpoint=3", "checkpoint=[3] is not a path, or a list of paths"),
+        ("checkpoint=[3]", "checkpoint=[3] is not a path, or a list of paths"),
         ("checkpoint=[]", "checkpoint=[] is not a path, or a list of paths"),
         ("save=", "save= is not allowed: it must be a folder"),
         ("format=xml", "Invalid value 'xml'"),

@@ -26,11 +26,17 @@ def hosts(tmp_path: Path) -> Iterator[list[Host]]:
 
 
 def launch(
-    host: Host, head: Host, nnodes: str, processes: int, overrides: list[str], folder: Path
+    host: Host,
+    head: Host,
+    nnodes: str,
+    processes: int,
+    overrides: list[str],
+    folder: Path,
+    *prefix: str,
 ) -> subprocess.Popen[str]:
     """Start the script on one host, as its user would type it there."""
     return host.start(
-        LAUNCH / "multi_node.sh",
+        *(*prefix, LAUNCH / "multi_node.sh"),
         *overrides,
         log=folder / f"{host.name}.log",
         **trainings.ENVIRONMENT,
@@ -88,6 +94,22 @@ def test_killed_worker_is_back_in_20_seconds(
     assert end(agents) == [0, 0]
     assert world_sizes(tmp_path, hosts[0]) == [2, 2]
     assert faults.fingerprint(run_dir) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_host_with_another_clock_is_not_left_out(
+    hosts: list[Host], small_root: Path, tmp_path: Path
+) -> None:
+    require("faketime")
+    overrides = trainings.training(small_root, tmp_path / "run")
+    behind = ("faketime", "-f", "-6s")
+    agents = [
+        launch(host, hosts[0], "2", 1, overrides, tmp_path, *prefix)
+        for host, prefix in zip(hosts, ((), behind), strict=True)
+    ]
+    assert 0 not in end(agents)
+    assert not results(hosts, tmp_path)
+    assert "error: NNODES=2 machines should train together, and 1 do" in log(tmp_path, hosts[0])
 
 
 @pytest.mark.slow
