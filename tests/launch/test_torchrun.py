@@ -36,7 +36,8 @@ def launch(
 ) -> subprocess.Popen[str]:
     """Start the script on one host, as its user would type it there."""
     return host.start(
-        *(*prefix, LAUNCH / "multi_node.sh"),
+        *prefix,
+        LAUNCH / "multi_node.sh",
         *overrides,
         log=folder / f"{host.name}.log",
         **trainings.ENVIRONMENT,
