@@ -14,18 +14,18 @@ PACKAGE = CHECKOUT / "dist_mnist"
 # From the top down: a wing may import from itself and from the wings after it. Each has a budget of
 # lines, its size when it was last raised: growth is a decision.
 BUDGETS = {
-    "commands": 899,
+    "commands": 900,
     "serve": 533,
-    "training": 2746,
+    "training": 2753,
     "digits": 890,
     "report": 354,
     "tracking": 713,
-    "folder": 797,
-    "models": 1162,
-    "data": 1811,
-    "record": 894,
-    "distributed": 1863,
-    "config": 1087,
+    "folder": 800,
+    "models": 1165,
+    "data": 1812,
+    "record": 898,
+    "distributed": 1857,
+    "config": 1072,
 }
 WINGS = [*BUDGETS]
 ROOMS_TO_DO_WITHOUT = ("digits", "folder", "serve")

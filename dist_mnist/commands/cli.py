@@ -13,6 +13,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -40,10 +42,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 # Hydra's options that only print.
-PRINTING = (
-    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"),
-    *("--shell-completion", "-sc"),
-)
+PRINTING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
 
 SUCCEEDED = 0
 FAILED = 1
@@ -96,7 +95,7 @@ def _run() -> None:
 def _take_command(arguments: list[str]) -> str:
     """Remove the command from the arguments and return it; print the commands for `--help`."""
     first = arguments[1] if len(arguments) > 1 else ""
-    if any(word in PRINTING for word in arguments):  # the reader may go, as with `| head`
+    if PRINTING & {*arguments}:  # the reader may go, as with `| head`
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if first in ("--help", "-h"):
         print(_usage())
@@ -179,13 +178,20 @@ def _report(error: Exception) -> int:
     speaker = f"[rank {rank}] " if rank else ""
     print(speaker + _message(error, lost_contact), file=sys.stderr)
     is_final = session is None or isinstance(error, InputError)
-    if is_final and not isinstance(error, PassingError) and _may_be_restarted():
-        os.kill(os.getppid(), signal.SIGTERM)  # torchrun would start us again, in vain
+    if is_final and not isinstance(error, PassingError):
+        _end_torchrun()
     return FAILED
 
 
-def _may_be_restarted() -> bool:
-    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+def _end_torchrun() -> None:
+    """End torchrun if it is this process's parent: it would start us again, in vain."""
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    with suppress(OSError):  # no /proc
+        if (
+            os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+            and b"torch" in parent.read_bytes()
+        ):
+            os.kill(os.getppid(), signal.SIGTERM)
 
 
 def _message(error: Exception, lost_contact: bool) -> str:

@@ -17,7 +17,7 @@ from dist_mnist.config.errors import InputError
 from dist_mnist.config.saved_config import config_from_plain
 from dist_mnist.data.images import Normalization
 from dist_mnist.data.mapped import Samples
-from dist_mnist.data.test_set import load_test_set, match_classes, relabel, some
+from dist_mnist.data.test_set import choose_test_set, load_test_set, match_classes, relabel, some
 from dist_mnist.distributed.session import session
 from dist_mnist.distributed.thread_pool import ThreadPool
 from dist_mnist.distributed.world import World, broadcast_object
@@ -108,15 +108,16 @@ def load_candidate(
     config = config_from_plain(content["config"], changes)
     set_gpu_arithmetic(config.trainer.precision)
     classifier = classifier_from_checkpoint(content, config, world.device)
-    same = next((other for other in earlier if other.data == config.data), None)
+    data = choose_test_set(config.data, content, config.trusted_modules)
+    same = next((other for other in earlier if other.data == data), None)
     if same:
-        test = relabel(same.test, same.classifier.classes, classifier.classes, config.data.root)
+        test = relabel(same.test, same.classifier.classes, classifier.classes, data.root)
     else:
-        test = load_test_set(config.data, content, config.trusted_modules).to(world.device)
+        test = load_test_set(data, classifier.classes, config.trusted_modules).to(world.device)
     loss = build_loss(config).to(world.device)
     given = changes.get("trainer", {}).get("evaluation_batch_size")  # older runs have 500
     batch_size = images_at_once(given, config.data.image_shape)
-    return Candidate(classifier, loss, config.data, test, batch_size)
+    return Candidate(classifier, loss, data, test, batch_size)
 
 
 class MeanOfNetworks(nn.Module):
@@ -152,15 +153,11 @@ def ensemble(classifiers: Sequence[Classifier]) -> Classifier:
     """
     first, classes = classifiers[0], classifiers[0].classes
     for other in classifiers:
-        if {*other.classes} != {*classes}:
+        if {*other.classes} != {*classes} or other.image_shape != first.image_shape:
+            one, another = (f"{some(c.classes)} of {[*c.image_shape]}" for c in (first, other))
             raise InputError(
-                f"ensemble=true needs checkpoints with the same classes: one knows "
-                f"{some(classes)}, and one {some(other.classes)}."
-            )
-        if other.image_shape != first.image_shape:
-            raise InputError(
-                f"ensemble=true needs checkpoints with the same data.image_shape: one has "
-                f"{[*first.image_shape]}, and one {[*other.image_shape]}."
+                f"ensemble=true needs checkpoints with the same classes and data.image_shape: one "
+                f"has {one}, and one {another}."
             )
     mean = MeanOfNetworks(classifiers).eval()
     return Classifier(mean, Normalization(0.0, 1 / 255), torch.float32, classes)  # pixels unchanged

@@ -28,7 +28,7 @@ from dist_mnist.config.saved_config import config_from_plain
 from dist_mnist.config.schema import Config
 from dist_mnist.data.images import ImageTensors
 from dist_mnist.data.mapped import Samples
-from dist_mnist.data.test_set import load_test_set
+from dist_mnist.data.test_set import choose_test_set, load_test_set
 from dist_mnist.distributed.session import session
 from dist_mnist.models.classifier import Classifier, classifier_from_checkpoint, find_checkpoint
 from dist_mnist.record import checkpoint
@@ -147,7 +147,8 @@ def _write(config: ExportConfig, path: Path) -> None:
 def _images(config: ExportConfig, saved: Config, content: dict[str, Any]) -> Samples:
     """Return the test set, or random images without labels where there is none."""
     try:
-        return load_test_set(saved.data, content, saved.trusted_modules)
+        data = choose_test_set(saved.data, content, saved.trusted_modules)
+        return load_test_set(data, [*map(str, content["classes"])], saved.trusted_modules)
     except InputError as error:
         if config.data.get("root") is not None:
             raise
@@ -239,11 +240,6 @@ def _write_torch_export(exported: Exported, example: torch.Tensor, metadata: Met
     return file.getvalue()
 
 
-def _read_torch_export(path: Path, _: Exported) -> Function:
-    module: Function = torch.export.load(str(path)).module()
-    return module
-
-
 def _write_safetensors(exported: Exported, _: torch.Tensor, metadata: Metadata) -> bytes:
     # Copies, since safetensors refuses tied weights, which share their memory.
     weights = {
@@ -269,6 +265,8 @@ class Format(NamedTuple):
 
 FORMATS = {
     ExportFormat.onnx: Format(".onnx", _write_onnx, _read_onnx),
-    ExportFormat.torch_export: Format(".pt2", _write_torch_export, _read_torch_export),
+    ExportFormat.torch_export: Format(
+        ".pt2", _write_torch_export, lambda path, _: torch.export.load(str(path)).module()
+    ),
     ExportFormat.safetensors: Format(".safetensors", _write_safetensors, _read_safetensors),
 }

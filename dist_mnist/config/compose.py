@@ -1,10 +1,12 @@
 """From `conf/` and overrides to a checked config, on the command line and in a notebook."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -18,6 +20,9 @@ from dist_mnist.config.keys import unknown_key_sentence
 from dist_mnist.config.overrides import as_text, expand_home, quoting_hint, refuse_hydra_folder
 from dist_mnist.config.schema import Config, build_config
 
+HYDRAS: Any = (GlobalHydra, VersionBase)  # Hydra's global objects
+GROUPS = "data|model|loss|optimizer|scheduler|augmentation|trainer|tracking"
+EMPTY_CHOICE = re.compile(rf"\+*({GROUPS})=(null)?")
 _composing = Lock()
 
 
@@ -61,20 +66,16 @@ def _apart_from_other_hydras() -> Iterator[None]:
     The caller may be a Hydra application, or several threads.
     """
     with _composing:
-        hydra, version, store = (
-            GlobalHydra.instance(),
-            VersionBase.instance(),
-            ConfigStore.instance(),
-        )
+        store, kept = ConfigStore.instance(), [kind.instance() for kind in HYDRAS]
         schemas = dict(store.repo)
-        GlobalHydra.set_instance(copy(hydra))
-        VersionBase.set_instance(copy(version))
+        for kind, theirs in zip(HYDRAS, kept, strict=True):
+            kind.set_instance(copy(theirs))
         GlobalHydra.instance().clear()
         try:
             yield
         finally:
-            GlobalHydra.set_instance(hydra)
-            VersionBase.set_instance(version)
+            for kind, theirs in zip(HYDRAS, kept, strict=True):
+                kind.set_instance(theirs)
             store.repo = schemas
 
 
@@ -82,10 +83,12 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
     """Return overrides for Hydra, with the home folder for a leading `~`, and numbers as names.
 
     Raises:
-        InputError: A key is Hydra's own and would have no effect.
+        InputError: A key is Hydra's own and would have no effect, or a group has no choice.
     """
     for override in overrides:
         refuse_hydra_folder(override)
+        if EMPTY_CHOICE.fullmatch(override):
+            raise InputError(f"{override} is not a choice: name a file of that folder in conf/.")
     return [expand_home(as_text(override)) for override in overrides]
 
 

@@ -45,13 +45,11 @@ def refusing(sentence: str, advice: str = "") -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{sentence}: {one_line(error)}{advice}.") from error
+        raise InputError(f"{sentence}: {one_line(error).rstrip('.')}{advice}.") from error
 
 
 def one_line(error: BaseException | None) -> str:
-    """Return an exception's message without line breaks and what a terminal would obey.
-
-    An exception without a message is called by its class.
+    """Return an exception's message, or its class, without line breaks and codes of a terminal.
 
     A message that is not ours is cut to 300 characters.
     """

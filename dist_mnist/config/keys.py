@@ -14,15 +14,11 @@ NEARLY_THE_SAME = 0.1
 
 
 def require_known_keys(composed: DictConfig) -> None:
-    """Check that Hydra's `+` has put no key where a dataclass has none.
-
-    Raises:
-        InputError: It has.
-    """
-    unknown = [*_unknown_keys(composed)]
-    if unknown:
-        known = [key for key in _all_keys(composed) if key not in unknown]
-        raise InputError(_sentence(unknown[0], known))
+    """Raise an InputError if Hydra's `+` has put a key where a dataclass has none."""
+    keys = dict(_walk(composed))
+    unknown = next((key for key, is_known in keys.items() if not is_known), None)
+    if unknown is not None:
+        raise InputError(_sentence(unknown, [key for key, is_known in keys.items() if is_known]))
 
 
 def unknown_key_sentence(error: BaseException | None) -> str | None:
@@ -30,35 +26,21 @@ def unknown_key_sentence(error: BaseException | None) -> str | None:
     if not isinstance(error, (ConfigAttributeError, ConfigKeyError)) or not error.full_key:
         return None
     node = error.parent_node
-    keys = [] if node is None else _all_keys(node._get_root())
-    is_free = node is not None and not _fields(node)
-    free = f" To add one, write +{error.full_key}=..." if is_free else ""
+    keys = [] if node is None else [*dict(_walk(node._get_root()))]
+    is_open = node is not None and "_target_" in node
+    free = f" To add one, write +{error.full_key}=..." if is_open else ""
     return _sentence(error.full_key, keys) + free
 
 
-def _unknown_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the keys that the dataclasses of a config lack."""
-    fields = _fields(node)
+def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield all keys of a config, and whether their dataclass has them; a dict has any key."""
+    fields = getattr(OmegaConf.get_type(node), "__dataclass_fields__", None)
     for key in node:
-        if fields and key not in fields:
-            yield f"{prefix}{key}"
-        elif OmegaConf.is_dict(child := node._get_node(key)):
-            yield from _unknown_keys(child, f"{prefix}{key}.")
-
-
-def _fields(node: Any) -> Sequence[str]:
-    """Return the keys of a node's dataclass; none for a dict, which takes any key."""
-    return [*getattr(OmegaConf.get_type(node), "__dataclass_fields__", ())]
-
-
-def _all_keys(root: Any, prefix: str = "") -> list[str]:
-    keys = []
-    for key in root:
-        child = root._get_node(key)
-        keys.append(f"{prefix}{key}")
+        is_known = fields is None or key in fields
+        yield f"{prefix}{key}", is_known
+        child = node._get_node(key)
         if OmegaConf.is_dict(child) and not child._is_none() and key != "hydra":
-            keys += _all_keys(child, f"{prefix}{key}.")
-    return keys
+            yield from _walk(child, f"{prefix}{key}.")
 
 
 def _sentence(key: str, keys: Sequence[str]) -> str:

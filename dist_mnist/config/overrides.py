@@ -13,9 +13,11 @@ P = TypeVar("P", str, "str | None")
 KEY = r"[+~]*[A-Za-z][\w./@-]*"
 # Text that needs no quotes, in Hydra or in a shell.
 PLAIN = re.compile(r"[\w./@%+:-]+", re.ASCII)
-# What Hydra takes for a number, and for another value that is not text.
-NUMBER = re.compile(r"[-+]?[\d_]*\.?[\d_]+(e[-+]?[\d_]+)?", re.ASCII | re.IGNORECASE)
-NO_TEXT = re.compile(rf"null|true|false|nan|[-+]?inf|{NUMBER.pattern}", re.ASCII | re.IGNORECASE)
+# What Hydra takes for a number or a truth value, though it may be a name.
+NO_NAME = re.compile(
+    r"true|false|nan|[-+]?inf|[-+]?([\d_]+\.?|[\d_]*\.[\d_]+)(e[-+]?[\d_]+)?",
+    re.ASCII | re.IGNORECASE,
+)
 NAME_KEYS = r"(run_dir|data\.root|transfer\.checkpoint|checkpoint|output|save|tracking\.name)"
 # Hydra's options whose value is the next argument.
 OPTIONS_WITH_VALUE = (
@@ -26,7 +28,7 @@ OPTIONS_WITH_VALUE = (
 
 def to_copy(key: str, value: str) -> str:
     """Return an override with the quotes that a shell and Hydra need."""
-    if PLAIN.fullmatch(value) and not NO_TEXT.fullmatch(value):
+    if PLAIN.fullmatch(value) and not NO_NAME.fullmatch(value) and value != "null":
         return f"{key}={value}"
     return shlex.quote(f"{key}={_quoted(value)}")
 
@@ -95,10 +97,12 @@ def checked_path(key: str, path: P, rule: str) -> P:
 
 
 def as_text(override: str) -> str:
-    """Return `run_dir=2026_11` with quotes around the number: it is a name."""
+    """Return `run_dir=2026_11`, or a sweep of such, with quotes around the number: it is a name."""
     key, _, value = override.partition("=")
-    is_name = re.fullmatch(rf"\+*{NAME_KEYS}", key) and NUMBER.fullmatch(value)
-    return f"{key}={_quoted(value)}" if is_name else override
+    if not re.fullmatch(rf"\+*{NAME_KEYS}", key):
+        return override
+    names = (_quoted(name) if NO_NAME.fullmatch(name) else name for name in value.split(","))
+    return f"{key}={','.join(names)}"
 
 
 def expand_home(override: str) -> str:

@@ -95,21 +95,15 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         return picture
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
-    most = _largest_value(picture) or (1.0 if picture.mode == "F" else 65535.0)
+    bits = _tag(picture, BITS_PER_SAMPLE) or 16
+    assumed = 2**bits - 1 if bits < 16 else 1.0 if picture.mode == "F" else 65535.0
+    most = float(_tag(picture, MAX_SAMPLE_VALUE) or assumed)
     if low >= 0 and high <= most:
         low, high = 0.0, most
     scaled = (values - low) * (255 / max(high - low, 1e-9))
     if _tag(picture, PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
         scaled = 255 - scaled
     return Image.fromarray((scaled + 0.5).clip(0, 255).astype(np.uint8))
-
-
-def _largest_value(picture: Image.Image) -> float | None:
-    """Return the largest value that a TIFF's pixels may have, if it says so."""
-    bits, most = _tag(picture, BITS_PER_SAMPLE), _tag(picture, MAX_SAMPLE_VALUE)
-    if not most and bits and bits < 16:
-        most = 2**bits - 1
-    return float(most) if most and most > 0 else None
 
 
 def _tag(picture: Image.Image, number: int) -> Any:

@@ -19,39 +19,22 @@ logger = logging.getLogger(__name__)
 MOST_NAMES = 8  # in a message
 
 
-def load_test_set(
+def choose_test_set(
     config: DataConfig, content: Mapping[str, Any], trusted_modules: Sequence[str] = ()
-) -> Samples:
-    """Load a test set, with the labels that a checkpoint's network gives classes of those names.
-
-    Of a folder of pictures that is one tree and was not trained on, all pictures are the test set.
+) -> DataConfig:
+    """Return the config of a test set, in which a tree that was not trained on is scored whole.
 
     Args:
-        content: The checkpoint.
-
-    Raises:
-        InputError: The data cannot be used, or has a class that the network does not know.
+        content: The checkpoint of the network.
     """
-    classes = [str(name) for name in content["classes"]]
-    is_known = not _is_elsewhere(config, content["config"].get("data", {}))
-    is_moved = not is_known and _was_trained_on(config, content["data"], trusted_modules)
-    if is_moved:
+    config = replace(config, num_classes=None)  # some classes may be missing
+    before = Path(str(content["config"].get("data", {}).get("root"))).resolve()
+    if "test_size" not in config.dataset or Path(config.root).resolve() == before:
+        return config
+    if _was_trained_on(config, content["data"], trusted_modules):
         logger.info("%s was trained on: only the share data.test_size is scored", config.root)
-    # Classes may be missing, or in other places.
-    data = replace(config, num_classes=None, classes=None)
-    if not (is_known or is_moved):
-        data = replace(data, test_size=None, dataset={**data.dataset, "test_size": None})
-    test, names = load_part(data, False, trusted_modules)
-    if config.classes:
-        known = match_classes(names, classes)[test.labels] >= 0
-        test = test.subset(known.nonzero().flatten())
-    return relabel(test, names, classes, config.root)
-
-
-def _is_elsewhere(config: DataConfig, trained: Mapping[str, Any]) -> bool:
-    """Return whether data is a folder of pictures, and not where the training data was."""
-    before = Path(str(trained.get("root"))).resolve()
-    return "test_size" in config.dataset and Path(config.root).resolve() != before
+        return config
+    return replace(config, test_size=None, dataset={**config.dataset, "test_size": None})
 
 
 def _was_trained_on(
@@ -59,24 +42,47 @@ def _was_trained_on(
 ) -> bool:
     """Return whether pictures in another place are those of the training and its test."""
     try:
-        test, _ = load_part(replace(config, num_classes=None), False, trusted_modules)
+        test, _ = load_part(config, False, trusted_modules)
     except InputError:  # too few pictures, or other classes
         return False
     return test.checksum() == trained.get("checksum of the test samples")
+
+
+def load_test_set(
+    config: DataConfig, known: Sequence[str], trusted_modules: Sequence[str] = ()
+) -> Samples:
+    """Load a test set, with the labels that a network gives classes of those names.
+
+    Args:
+        config: From `choose_test_set`.
+        known: The classes of the network, in the order of its outputs.
+
+    Raises:
+        InputError: The data cannot be used, or has a class that the network does not know.
+    """
+    # The chosen classes may have other places here.
+    test, names = load_part(replace(config, classes=None), False, trusted_modules)
+    if config.classes:
+        test = test.subset((match_classes(names, known)[test.labels] >= 0).nonzero().flatten())
+    if len(test) == 0:
+        raise InputError(f"{config.root} has no images of {some(known)}.")
+    if config.dataset.get("test_size", 0) is None:
+        logger.info("%s: all %d images of its test set are scored", config.root, len(test))
+    return relabel(test, names, known, config.root)
 
 
 def match_classes(names: Sequence[str], known: Sequence[str]) -> torch.Tensor:
     """Return the place of each name in `known`, int64 of shape (len(names),); -1 if it has none."""
     if [*names] == [*known]:  # several may have the same name
         return torch.arange(len(known))
-    places = {_plain(name): place for place, name in enumerate(known)}
-    return torch.tensor([places.get(_plain(name), -1) for name in names], dtype=torch.int64)
-
-
-def _plain(name: str) -> str:
-    """Return a class's name; torchvision calls a digit "0 - zero"."""
-    digit, _, word = name.partition(" - ")
-    return digit if digit.isdecimal() and word.isalpha() else name
+    places = {name: place for place, name in enumerate(known)}
+    # torchvision calls a digit "0 - zero", where others call it "0".
+    digits = {name.partition(" - ")[0]: place for name, place in places.items()}
+    found = [
+        places.get(name, (digits if name.isdecimal() else places).get(name.partition(" - ")[0], -1))
+        for name in names
+    ]
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def relabel(samples: Samples, names: Sequence[str], known: Sequence[str], source: str) -> Samples:

@@ -80,18 +80,13 @@ def place() -> Place:
         raise _wrong(f"LOCAL_RANK={found.local_rank} is not below LOCAL_WORLD_SIZE", found)
     if found.local_size > found.size:
         raise _wrong(f"WORLD_SIZE={found.size} is below LOCAL_WORLD_SIZE", found)
-    _require_machines()
-    return found
-
-
-def _require_machines() -> None:
-    """Refuse to train on fewer machines than NNODES, in which launch/multi_node.sh has a number."""
-    asked, present = _count("NNODES"), _count("GROUP_WORLD_SIZE")
-    if 0 < present < asked:
+    machines, present = _count("NNODES"), _count("GROUP_WORLD_SIZE")
+    if 0 < present < machines:  # launch/multi_node.sh has a number, or a range
         raise InputError(
-            f"NNODES={asked} machines should train together, and {present} do: check that the "
+            f"NNODES={machines} machines should train together, and {present} do: check that the "
             f"clocks of all machines agree, and that they reach each other."
         )
+    return found
 
 
 def meeting_place() -> tuple[str, int]:

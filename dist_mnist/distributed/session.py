@@ -62,8 +62,7 @@ def own_defaults() -> Iterator[None]:
     """Make new tensors float32 and on the CPU, whatever a notebook has chosen."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.float32)
-    if device.type != "cpu":
-        torch.set_default_device(None)  # setting it to "cpu" would slow down every call
+    torch.set_default_device(None)  # setting it to "cpu" would slow down every call
     try:
         yield
     finally:

@@ -90,6 +90,11 @@ def list_pictures(root: Path, part: str) -> list[PictureFile]:
     return [PictureFile(p, s.st_size, s.st_mtime_ns) for p, s in found if _is_picture(p)]
 
 
+def has_pictures(root: Path, part: str) -> bool:
+    """Return whether there is a picture below a folder."""
+    return any(_is_picture(path) for path, _ in _walk(root.resolve(), part, []))
+
+
 def is_left_out(name: str) -> bool:
     """Return whether a file or folder is hidden, or the system's own."""
     return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS

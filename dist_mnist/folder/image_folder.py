@@ -25,7 +25,7 @@ from dist_mnist.folder.files import (
 )
 from dist_mnist.folder.parts import Parts, find_parts, log_parts
 from dist_mnist.folder.store import Stored, store_pictures
-from dist_mnist.folder.suspicious import Place, log_copies, log_faint
+from dist_mnist.folder.suspicious import log_copies, log_faint
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,12 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         trees = [parts.train] if train or parts.test is None else [parts.test]
         trees += [parts.validation] if train and parts.validation else []
         pictures = find_pictures(folder, *trees)
-        names = [*pictures] if trees == [parts.train] else _class_names(folder, parts.train)
+        trained = (
+            pictures.values() if trees == [parts.train] else [list_pictures(folder, parts.train)]
+        )
+        names = sorted(
+            {class_of(file.path, parts.train) for files in trained for file in files} - {""}
+        )
         _check_classes(root, names, pictures, train)
         files, labels = _in_order(names, pictures)
         stored = store_pictures(folder, trees[0], files, image_shape, Fit(options["fit"]))
@@ -95,10 +100,6 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             log_copies(folder, stored.folder, _places(folder, parts, pictures, used))
 
 
-def _class_names(folder: Path, part: str) -> list[str]:
-    return sorted({class_of(file.path, part) for file in list_pictures(folder, part)} - {""})
-
-
 def _sums(cache: Path, samples: MappedImages) -> PixelSums:
     """Return the sums over all pixels, from a file if they were summed before."""
     path = cache / f"sums-{fingerprint(samples.rows.numpy().tobytes())}.json"
@@ -107,14 +108,14 @@ def _sums(cache: Path, samples: MappedImages) -> PixelSums:
 
 def _places(
     folder: Path, parts: Parts, pictures: Classes, trained: Sequence[PictureFile]
-) -> dict[PictureFile, Place]:
+) -> dict[PictureFile, tuple[bool, str]]:
     """Return the part and the class of each picture, of the training trees and of the test tree."""
     in_training = {*trained}
     places = {
-        file: Place(file in in_training, name) for name, files in pictures.items() for file in files
+        file: (file in in_training, name) for name, files in pictures.items() for file in files
     }
     tested = [] if parts.test is None else list_pictures(folder, parts.test)
-    return places | {file: Place(False, class_of(file.path, str(parts.test))) for file in tested}
+    return places | {file: (False, class_of(file.path, str(parts.test))) for file in tested}
 
 
 def _check_classes(root: str, names: Sequence[str], pictures: Classes, train: bool) -> None:

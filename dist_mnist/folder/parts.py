@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dist_mnist.config.errors import InputError
-from dist_mnist.folder.files import is_left_out, printable
+from dist_mnist.folder.files import has_pictures, is_left_out, printable
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Parts(NamedTuple):
     train: str  # "" if the folder itself is the only tree
     validation: str | None
     test: str | None  # None: a share of the training tree is the test set
-    unused: tuple[str, ...] = ()  # parts without classes, so without labels
+    unused: tuple[str, ...] = ()  # parts without folders for classes, and other folders
 
 
 def find_parts(root: Path) -> Parts:
@@ -42,18 +42,22 @@ def find_parts(root: Path) -> Parts:
     roles = {name: role for name in folders if (role := _role(name))}
     trees = {role: [n for n in roles if roles[n] == role and _folders(root / n)] for role in ROLES}
     named = [name for names in trees.values() for name in names]
-    if len(named) > 1 and (not trees["train"] or max(map(len, trees.values())) > 1):
+    others = [name for name in folders if named and name not in roles and has_pictures(root, name)]
+    is_clear = bool(trees["train"]) and max(map(len, trees.values())) == 1
+    is_alone = len(roles) == 1 and bool(others)
+    inside = {name for tree in named for name in _folders(root / tree)}
+    beside = {*others, *(name for other in others for name in _folders(root / other))}
+    if (len(named) > 1 and not is_clear) or (len(named) == 1 and inside & beside):
         raise InputError(
             f"data.root={root} can be read in two ways: {' and '.join(map(printable, named))} may "
             f"be parts of a data set, or classes. Name the parts train, val and test, or rename "
             f"the classes."
         )
-    others = [name for name in folders if name not in roles]
-    if not trees["train"] or (len(named) == 1 and others):
+    if not is_clear or is_alone:
         return Parts("", None, None)
     train, validation, test = (next(iter(names), None) for names in trees.values())
     assert train is not None
-    unused = tuple(name for name in roles if name not in named)
+    unused = tuple(name for name in [*roles, *others] if name not in named)
     if test is None:
         return Parts(train, None, validation, unused)
     return Parts(train, validation, test, unused)
@@ -65,7 +69,7 @@ def log_parts(root: Path, parts: Parts) -> None:
         return
     test = f"{parts.test} is" if parts.test else f"a share of {parts.train} is"
     validation = f"{parts.validation} validates, " if parts.validation else ""
-    unused = "".join(f"; {name} has no folders for classes" for name in parts.unused)
+    unused = f"; not used: {', '.join(parts.unused)}" if parts.unused else ""
     line = f"{parts.train} trains, {validation}{test} the test set{unused}"
     logger.info("%s: %s", root, printable(line))
 

@@ -76,10 +76,9 @@ def store_pictures(
                 _add(folder, entries, root, new, image_shape, fit)
             return _mapped(folder, entries, files, image_shape)
     except OSError as error:
-        if error.errno in READ_ONLY and (folder / "pixels").exists():
-            entries = _read(folder, prod(image_shape))
-            if all(file in entries for file in files):  # nothing is to be written
-                return _mapped(folder, entries, files, image_shape)
+        with suppress(OSError, KeyError):  # a picture is missing
+            if error.errno in READ_ONLY:
+                return _mapped(folder, _read(folder, prod(image_shape)), files, image_shape)
         raise cannot_store(folder, error) from error
 
 

@@ -4,8 +4,8 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -18,19 +18,12 @@ logger = logging.getLogger(__name__)
 LEVELS = 16  # of 255, between the darkest and the brightest pixel: as with 12 bits in 16
 
 
-class Place(NamedTuple):
-    """The place of a picture in a data set."""
-
-    is_trained: bool  # false: it is in the test set
-    name: str  # of its class
-
-
-def log_copies(root: Path, cache: Path, places: Mapping[PictureFile, Place]) -> None:
+def log_copies(root: Path, cache: Path, places: Mapping[PictureFile, tuple[bool, str]]) -> None:
     """Name pictures that are in two parts or in two classes, with the same bytes.
 
     Args:
         cache: A folder that remembers the copies.
-        places: The place of each picture.
+        places: Whether each picture is trained on, and its class.
     """
     files = sorted(places)
     path = cache / f"copies-{fingerprint(repr(files).encode(errors='replace'))}.json"
@@ -55,7 +48,8 @@ def _find_copies(root: Path, files: Sequence[PictureFile]) -> list[list[str]]:
     by_content: dict[bytes, list[str]] = defaultdict(list)
     for paths in by_size.values():
         for path in paths if len(paths) > 1 else ():
-            by_content[hashlib.sha256((root / path).read_bytes()).digest()].append(path)
+            with suppress(OSError):  # decoding has reported it
+                by_content[hashlib.sha256((root / path).read_bytes()).digest()].append(path)
     return [group for group in by_content.values() if len(group) > 1]
 
 

@@ -40,9 +40,8 @@ def read_weights(path: Path, model: nn.Module, classes: Sequence[str] = ()) -> W
         InputError: There is no such file, or it holds no weights, or of a kind that cannot be used.
     """
     path = checkpoint.resolve(path)
-    content, their_classes = _read(path)
+    dicts, their_classes = _read(path)
     ours = _tensors(model.state_dict())
-    dicts = dict(_state_dicts(content))
     if not dicts:
         raise InputError(
             f"transfer.checkpoint={path} holds no tensors by name: save the network's state_dict()."
@@ -58,18 +57,20 @@ def read_weights(path: Path, model: nn.Module, classes: Sequence[str] = ()) -> W
     return Weights(tensors, notes)
 
 
-def _read(path: Path) -> tuple[Any, list[str]]:
-    """Return a file's content, and the classes of a checkpoint of ours."""
+def _read(path: Path) -> tuple[dict[str, Tensors], list[str]]:
+    """Return a file's state dicts by their keys in it, and the classes of a checkpoint of ours."""
     try:
         with path.open("rb") as file:
             is_safetensors = file.read(9)[8:] == b"{"  # after the size of its header
         if not is_safetensors:
-            return torch.load(path, map_location="cpu", weights_only=True), []
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            return dict(_state_dicts(content)), []
         with safe_open(path, framework="pt") as tensors:
             if "dist_mnist" not in (tensors.metadata() or {}):
-                return {n: tensors.get_tensor(n) for n in tensors.keys()}, []  # noqa: SIM118
+                found = {n: tensors.get_tensor(n) for n in tensors.keys()}  # noqa: SIM118
+                return dict(_state_dicts(found)), []
         content = checkpoint.load(path)  # checks its checksum
-        return content["model"], [*map(str, content["classes"])]
+        return dict(_state_dicts(content["model"])), [*map(str, content["classes"])]
     except InputError:
         raise
     except OSError as error:
@@ -77,7 +78,7 @@ def _read(path: Path) -> tuple[Any, list[str]]:
             f"transfer.checkpoint={path} cannot be read ({error.strerror or one_line(error)}): "
             f"give a run directory with a checkpoint, or a file."
         ) from error
-    except Exception as error:  # a file from elsewhere may contain anything
+    except (Exception, RecursionError) as error:  # a file from elsewhere may contain anything
         raise InputError(
             f"transfer.checkpoint={path} is neither a safetensors file nor one of torch.save that "
             f"holds tensors alone ({type(error).__name__}): save the network's state_dict()."
@@ -138,12 +139,12 @@ def _require_usable(path: Path, tensors: Tensors) -> None:
             "complex": tensor.is_complex(),
             "without values": tensor.device.type == "meta",
         }
-        for kind, is_so in kinds.items():
-            if is_so:
-                raise InputError(
-                    f"transfer.checkpoint={path} cannot be used: {name} is a {kind} tensor; save "
-                    f"the state_dict() of a network with plain floating-point weights."
-                )
+        if any(kinds.values()):
+            kind = next(kind for kind, is_so in kinds.items() if is_so)
+            raise InputError(
+                f"transfer.checkpoint={path} cannot be used: {name} is a {kind} tensor; save the "
+                f"state_dict() of a network with plain floating-point weights."
+            )
 
 
 def _match_head(
@@ -158,10 +159,12 @@ def _match_head(
     places = match_classes(classes, theirs)
     known = places >= 0
     last = [*ours][-1].rpartition(".")[0]
-    for name, tensor in tensors.items():
-        is_head = name.rpartition(".")[0] == last and name in ours
-        if is_head and tensor.shape == ours[name].shape and tensor.shape[:1] == (len(classes),):
-            tensors[name] = ours[name].detach().cpu().clone()
-            tensors[name][known] = tensor[places[known]].to(ours[name].dtype)
+    head = [n for n in tensors if n.rpartition(".")[0] == last and n in ours and ours[n].ndim]
+    if all(ours[name].ndim == 1 for name in head):
+        return ["the classes have other names, and no last layer was found to match them by"]
+    for name in head:
+        if tensors[name].shape == ours[name].shape and len(ours[name]) == len(classes):
+            tensors[name], theirs_now = ours[name].detach().cpu().clone(), tensors[name]
+            tensors[name][known] = theirs_now[places[known]].to(ours[name].dtype)
     new = [name for name, is_known in zip(classes, known.tolist(), strict=True) if not is_known]
     return [f"{last} by the names of the classes" + (f"; new: {some(new)}" if new else "")]

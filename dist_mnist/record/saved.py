@@ -9,7 +9,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from dist_mnist.config.errors import InputError
 from dist_mnist.distributed.launcher import launch_id
+from dist_mnist.record.files import write_atomically
 
 SIGN = "DIST_MNIST_SAVED"  # names the file; launch/slurm.sh looks at its time
 
@@ -31,8 +33,10 @@ def has_saved(run_dir: Path) -> bool:
 
 
 def forget_saved(run_dir: Path) -> None:
-    """Take a run directory off the sign, at the end of its run."""
-    _write([path for path in _saved() if path != str(run_dir.absolute())])
+    """Take a run directory off the sign: its run begins or has ended."""
+    saved, own = _saved(), str(run_dir.absolute())
+    if own in saved:  # the time of the sign counts
+        _write([path for path in saved if path != own])
 
 
 def _path() -> Path | None:
@@ -52,8 +56,8 @@ def _saved() -> list[str]:
 
 def _write(run_dirs: list[str]) -> None:
     path = _path()
-    with suppress(OSError):  # only a later restart needs it
+    with suppress(OSError, InputError):  # only a later restart needs it
         if path and (run_dirs or SIGN in os.environ):
-            path.write_text("".join(f"{run_dir}\n" for run_dir in run_dirs), encoding="utf-8")
+            write_atomically(path, "".join(f"{run_dir}\n" for run_dir in run_dirs).encode())
         elif path:
             path.unlink(missing_ok=True)

@@ -37,8 +37,7 @@ def explaining_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
         is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not is_known and not any(complaint in text for complaint in COMPLAINTS):
+        if not (is_known or any(complaint in str(error) for complaint in COMPLAINTS)):
             raise
         raise InputError(f"there is not enough memory ({one_line(error)}): {advice}.") from error

@@ -14,7 +14,7 @@ from dist_mnist.distributed.launcher import is_restart
 from dist_mnist.distributed.world import all_reduce_max, broadcast_object
 from dist_mnist.models.build import load_weights
 from dist_mnist.record import checkpoint
-from dist_mnist.record.saved import has_saved
+from dist_mnist.record.saved import forget_saved, has_saved
 from dist_mnist.training.progress import Progress
 from dist_mnist.training.same_run import require_finished_like_this, require_same_run
 from dist_mnist.training.state import TrainingState
@@ -50,24 +50,32 @@ def resume(state: TrainingState, run_dir: Path) -> None:
         InputError: It cannot be read, is of another run, or is gone.
     """
     found = checkpoint.newest(run_dir) if state.world.is_main else None
-    if found is None and state.world.is_main and has_saved(run_dir):
+    (was_started,) = all_reduce_max(state.world, [is_restart()])  # some agents may not count it
+    if found is None and state.world.is_main:
+        _require_nothing_saved(run_dir, bool(was_started))
+    found = broadcast_object(state.world, found)
+    if found is not None:
+        restore(state, found)
+        if state.is_over:
+            require_finished_like_this(state, found["config"], run_dir)
+
+
+def _require_nothing_saved(run_dir: Path, was_started: bool) -> None:
+    """Refuse to begin where this launch has saved; warn where it is only a restart."""
+    if not was_started:
+        forget_saved(run_dir)
+    elif has_saved(run_dir):
         raise InputError(
             f"run_dir={run_dir} holds no checkpoint, but this launch has saved some there: mount "
             f"its storage again, or choose a new run_dir."
         )
-    (was_started,) = all_reduce_max(state.world, [is_restart()])  # some agents may not count it
-    if found is None and state.world.is_main and was_started:
+    else:
         logger.warning(
             "this launch was started before, but run_dir=%s holds no checkpoint: starting from the "
             "beginning. If there was one, it was in another run_dir, or on storage that this "
             "machine does not see.",
             run_dir,
         )
-    found = broadcast_object(state.world, found)
-    if found is not None:
-        restore(state, found)
-        if state.is_over:
-            require_finished_like_this(state, found["config"], run_dir)
 
 
 def restore(state: TrainingState, content: dict[str, Any]) -> None:

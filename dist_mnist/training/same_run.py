@@ -29,6 +29,7 @@ FIXED_FOR_A_RUN = (
     "transfer.learning_rates",
     "transfer.thaw_epoch",
 )
+OPEN_SETS = ("data.dataset.", "model.", "loss.", "optimizer.", "scheduler.", "transfer.")
 # A run that is finished is only tested again, so whatever else differs would not be true of it.
 FREE_IN_A_FINISHED_RUN = (
     *("run_dir", "resume", "trusted_modules", "tracking", "data.root", "data.residence"),
@@ -64,12 +65,8 @@ def _check_same_settings(config: dict[str, Any], saved: dict[str, Any]) -> None:
         )
     keys = (*FIXED_FOR_A_RUN, "optimizer._target_", *(f"model.{key}" for key in config["model"]))
     for key in keys:
-        now, then = _look_up(config, key), _look_up(saved, key)
-        if _differ(now, then):
-            raise InputError(
-                f"{key}={now} does not fit this run, which began with {key}={then}: "
-                f"set it back, or choose a new run_dir."
-            )
+        began = "this run, which began with"
+        _require_equal(key, _look_up(config, key), _look_up(saved, key), began)
 
 
 def require_finished_like_this(
@@ -89,16 +86,18 @@ def require_finished_like_this(
         free += ("trainer.max_steps",)
     for key in now | then:
         is_free = any(key == name or key.startswith(f"{name}.") for name in free)
-        if not is_free and _differ(now.get(key), then.get(key)):
-            raise InputError(
-                f"{key}={now.get(key)} does not fit the finished run in run_dir={run_dir}, which "
-                f"was trained with {key}={then.get(key)}: set it back, or choose a new run_dir."
-            )
+        is_new = key not in then and not key.startswith(OPEN_SETS)  # an option of a later version
+        if not (is_free or is_new):
+            run = f"the finished run in run_dir={run_dir}, which was trained with"
+            _require_equal(key, now.get(key), then.get(key), run)
 
 
-def _differ(now: object, then: object) -> bool:
-    """Return whether two values differ; an option that did not exist yet was not used."""
-    return now != then and any(value and value != "none" for value in (now, then))
+def _require_equal(key: str, now: object, then: object, run: str) -> None:
+    """Compare two values; an option that did not exist yet was not used."""
+    if now != then and any(value and value != "none" for value in (now, then)):
+        raise InputError(
+            f"{key}={now} does not fit {run} {key}={then}: set it back, or choose a new run_dir."
+        )
 
 
 def _check_same_step(state: TrainingState, was_reproducible: bool) -> None:

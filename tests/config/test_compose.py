@@ -42,6 +42,12 @@ def test_a_key_unlike_any_other_is_refused_without_a_guess() -> None:
         compose_config("+foo=1")
 
 
+@pytest.mark.parametrize("override", ["model=null", "+optimizer=null", "data="])
+def test_a_group_without_a_choice_is_refused(override: str) -> None:
+    with pytest.raises(InputError, match="is not a choice: name a file"):
+        compose_config(override)
+
+
 def test_open_sets_take_new_keys_with_a_plus() -> None:
     assert compose_config("+optimizer.eps=0.1").optimizer["eps"] == 0.1
     with pytest.raises(InputError, match=r"write \+optimizer\.rl="):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from dist_mnist.config.compose import compose_config
 from dist_mnist.config.errors import InputError
-from dist_mnist.config.overrides import gather_words, to_copy
+from dist_mnist.config.overrides import as_text, gather_words, to_copy
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,10 @@ def test_any_name_can_be_given_as_a_word(name: str) -> None:
     assert OmegaConf.to_object(OmegaConf.create({"images": parsed})) == {"images": [f"./{name}"]}
 
 
-@pytest.mark.parametrize("name", ["2026_11", "1e3", "007", "1.50"])
+@pytest.mark.parametrize("name", ["2026_11", "1e3", "007", "1.50", "1.", ".5", "true"])
 def test_numbers_are_names_of_runs(name: str) -> None:
     assert compose_config(f"run_dir={name}", f"data.root={name}").run_dir == name
+    assert as_text(f"run_dir=a,{name}") == f'run_dir=a,"{name}"'
     for key in ("null", "true", name):
         (word,) = shlex.split(to_copy("run_dir", key))
         assert compose_config(word).run_dir == key

@@ -10,7 +10,7 @@ import torch
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.data.mapped import Samples
-from dist_mnist.data.test_set import load_test_set, match_classes
+from dist_mnist.data.test_set import choose_test_set, load_test_set, match_classes
 from dist_mnist.record import checkpoint
 from tests.support.configs import make_config
 from tests.support.picture_folders import FOLDER_DATA, write_digits
@@ -43,7 +43,8 @@ def run(folder: Path, data: str, name: str, *overrides: str) -> float:
 
 
 def test_set(content: dict[str, Any], root: Path, *overrides: str) -> Samples:
-    return load_test_set(make_config(*FOLDER_DATA, f"data.root={root}", *overrides).data, content)
+    config = make_config(*FOLDER_DATA, f"data.root={root}", *overrides).data
+    return load_test_set(choose_test_set(config, content), content["classes"])
 
 
 test_set.__test__ = False  # type: ignore[attr-defined]
@@ -93,6 +94,9 @@ def test_chosen_classes_are_found_in_another_folder(tmp_path: Path) -> None:
     write_animals(tmp_path / "more", ants=3, cats=0, cows=2, dogs=1)
     test = test_set(content, tmp_path / "more", "data.classes=[2,0]")
     assert test.labels.bincount().tolist() == [20, 20]
+    write_animals(tmp_path / "plants", oaks=0, firs=1)
+    with pytest.raises(InputError, match="plants has no images of dogs, cats"):
+        test_set(content, tmp_path / "plants", "data.classes=[1,0]")
 
 
 def test_a_run_does_not_continue_with_other_classes(
@@ -119,4 +123,5 @@ def test_a_head_is_transferred_by_the_names_of_classes(
 
 def test_digits_have_one_name() -> None:
     assert match_classes(["0 - zero", "1 - one"], ["1", "0"]).tolist() == [1, 0]
-    assert match_classes(["a - b", "a"], ["a"]).tolist() == [-1, 0]
+    assert match_classes(["1", "0"], ["0 - zero", "1 - one"]).tolist() == [1, 0]
+    assert match_classes(["1 - cat", "2 - dog"], ["1 - dog", "2 - cat"]).tolist() == [-1, -1]

@@ -294,7 +294,9 @@ def test_a_finished_cache_serves_other_users(monkeypatch: pytest.MonkeyPatch) ->
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("XDG_CACHE_HOME", f"{folder}/cache")
         images = two_parts(Path(folder, "pictures"))
-        load(Path(folder, "pictures"))
+        options = (f"data.root={folder}/pictures", *FOLDER_DATA)
+        known, new = (make_config(*options, f"data.image_shape=[1,{n},{n}]").data for n in (28, 9))
+        load_splits(known, 0)
         for path in [Path(folder), *Path(folder).rglob("*")]:
             path.chmod(0o555 if path.is_dir() else 0o444)
         user = os.geteuid()
@@ -303,9 +305,9 @@ def test_a_finished_cache_serves_other_users(monkeypatch: pytest.MonkeyPatch) ->
         try:
             with pytest.raises(PermissionError):
                 Path(folder, "cache", "new").touch()
-            splits = load(Path(folder, "pictures"))
+            splits = load_splits(known, 0)
             with pytest.raises(InputError, match="set XDG_CACHE_HOME to another folder"):
-                load(Path(folder, "pictures"), "data.image_shape=[1,9,9]")
+                load_splits(new, 0)
         finally:
             os.seteuid(user)
             for path in [Path(folder), *Path(folder).rglob("*")]:

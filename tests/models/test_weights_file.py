@@ -79,3 +79,11 @@ def test_tensors_that_cannot_be_taken_are_named(
     torch.save({**STATE, "1.weight": make()}, tmp_path / "weights.pt")
     with pytest.raises(InputError, match=rf"1\.weight is a {kind} tensor"):
         read_weights(tmp_path / "weights.pt", network())
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"w": torch.ones(1)}
+    content["self"] = content
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(InputError, match="RecursionError"):
+        read_weights(tmp_path / "weights.pt", network())

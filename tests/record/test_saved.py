@@ -32,14 +32,15 @@ def test_a_run_directory_that_was_unmounted(
     run_once(overrides(small_root, *where))
     storage.rename(tmp_path / "unmounted")
     storage.mkdir()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with pytest.raises(InputError, match=r"holds no checkpoint, but .* mount its storage again"):
         run_once(overrides(small_root, *where))
     shutil.rmtree(storage)
     (tmp_path / "unmounted").rename(storage)
     run_once(overrides(small_root, *where))
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "tuesday-1")
-    monkeypatch.delenv(SIGN, raising=False)
-    run_once(overrides(small_root, "run_dir=other"))
+    shutil.rmtree(storage)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # a new launch with the same name
+    run_once(overrides(small_root, *where))
 
 
 def test_a_finished_run_leaves_no_sign(
