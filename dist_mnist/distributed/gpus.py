@@ -31,6 +31,19 @@ def unusable_gpu() -> str:
     )
 
 
+def trial(device: torch.device) -> str:
+    """Compute something on a device; return why it cannot, or an empty string.
+
+    torch may offer a GPU for whose architecture it has no kernels, or that another process keeps to
+    itself.
+    """
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        return f"{device} cannot compute ({str(error).strip().splitlines()[0]})"
+    return ""
+
+
 def claim_gpu(store: Store, world: World) -> None:
     """Make sure that no other process of this start uses the same GPU.
 

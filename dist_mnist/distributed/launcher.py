@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from dist_mnist.config.errors import InputError
@@ -156,13 +157,18 @@ def _refuse_bare_launcher() -> None:
 def sees_own_device() -> bool:
     """Return whether this process sees one accelerator, and other processes see others.
 
-    `srun --gpus-per-task=1` and wrapper scripts do that. torchrun's processes all see the same
-    devices, so a single device there is shared.
+    `srun --gpus-per-task=1`, wrapper scripts and `torchrun --virtual-local-rank` do that. Otherwise
+    torchrun's processes see the devices that it sees itself, so a single one is shared.
     """
-    shown = (os.environ.get(name, "").strip() for name in DEVICES_SHOWN)
-    return "TORCHELASTIC_RUN_ID" not in os.environ and any(
-        devices and "," not in devices for devices in shown
-    )
+    shown = {name: os.environ[name].strip() for name in DEVICES_SHOWN if _is_set(name)}
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        try:
+            content = Path(f"/proc/{os.getppid()}/environ").read_bytes().decode(errors="replace")
+        except OSError:  # no /proc
+            return False
+        theirs = dict(part.partition("=")[::2] for part in content.split("\0"))
+        shown = {name: value for name, value in shown.items() if theirs.get(name, "") != value}
+    return any("," not in devices for devices in shown.values())
 
 
 def launch_id() -> str | None:

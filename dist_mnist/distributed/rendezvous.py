@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from dist_mnist.config.errors import PassingError, one_line
+from dist_mnist.config.errors import InputError, PassingError, one_line
 from dist_mnist.distributed import network, signals, watchdog
 from dist_mnist.distributed.gpus import claim_gpu
 from dist_mnist.distributed.launcher import is_restart, meeting_place
+from dist_mnist.distributed.watchdog import Phase
 from dist_mnist.distributed.world import World
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,12 @@ GROUP_PATIENCE_SECONDS = 60
 
 
 def join_group(world: World, timeout_seconds: int) -> None:
-    """Wait for all processes, set up the process group and start the watchdog.
+    """Wait for all processes, start the watchdog and set up the process group.
+
+    NCCL has no time limit for that, so the watchdog comes first.
 
     Raises:
-        InputError: Other processes did not join, or cannot be reached.
+        InputError: Other processes did not join, cannot be reached, or use another kind of device.
     """
     signals.raise_if_stopped()
     address, port = meeting_place()
@@ -49,8 +52,18 @@ def join_group(world: World, timeout_seconds: int) -> None:
         store = _open_store(world, timeout_seconds)
         prefix = _agree_on_prefix(store, world, timeout_seconds)
         own_store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+        _require_same_device(own_store, world)
         claim_gpu(own_store, world)
         os.environ.setdefault(*NO_NCCL_REPORT)
+        watchdog.enter(Phase.START_UP, 0)
+        watchdog.start(
+            world.rank,
+            world.size,
+            lambda: dist.PrefixStore(  # type: ignore[attr-defined]
+                f"{prefix}/watchdog", _open_store(world, timeout_seconds)
+            ),
+            timeout_seconds,
+        )
         dist.init_process_group(
             BACKENDS[world.device.type],
             store=own_store,
@@ -59,17 +72,24 @@ def join_group(world: World, timeout_seconds: int) -> None:
             timeout=timedelta(seconds=timeout_seconds + GROUP_PATIENCE_SECONDS),
             device_id=None if world.device.type == "cpu" else world.device,
         )
+        watchdog.pause("loading the data")
     except (RuntimeError, ValueError) as error:
         raise PassingError(
             f"rank {world.rank} cannot join the other processes at MASTER_ADDR={address}, "
             f"MASTER_PORT={port}: {one_line(error).rstrip('.')}."
         ) from error
 
-    def open_watchdog_store() -> Store:
-        store = _open_store(world, timeout_seconds)
-        return dist.PrefixStore(f"{prefix}/watchdog", store)  # type: ignore[attr-defined]
 
-    watchdog.start(world.rank, world.size, open_watchdog_store, timeout_seconds)
+def _require_same_device(store: Store, world: World) -> None:
+    """Refuse to join ranks that would wait in another backend's messages."""
+    if world.is_main:
+        store.set("device", world.device.type)
+    first = store.get("device").decode()
+    if first != world.device.type:
+        raise InputError(
+            f"the device differs between the ranks: {first} on rank 0, {world.device.type} on rank "
+            f"{world.rank}; set trainer.device, and check the GPUs of that machine (nvidia-smi)."
+        )
 
 
 def _open_store(world: World, timeout_seconds: int) -> Store:

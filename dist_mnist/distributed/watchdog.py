@@ -75,10 +75,10 @@ def keep_alive() -> None:
         _position = _position._replace(since=time.monotonic())
 
 
-def pause() -> None:
-    """Report that from here on no rank waits for another."""
+def pause(activity: str = "the end") -> None:
+    """Report that from here on no rank waits for another, until the next `enter`."""
     global _position
-    _position = _position._replace(since=None, activity="the end")
+    _position = _position._replace(since=None, activity=activity)
 
 
 @contextmanager

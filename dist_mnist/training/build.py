@@ -112,7 +112,8 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     state.step = partial(step, state)
     if is_reproducible:
         state.step = build_step_in_shards(state, findings, runs_in_threads)
-    state.compute = _graphed(state) if trainer.cuda_graph else partial(compute, state)
+    skips = findings.skips_parameters or bool(trainer.find_unused_parameters)
+    state.compute = _graphed(state, skips) if trainer.cuda_graph else partial(compute, state)
     return state
 
 
@@ -142,10 +143,12 @@ def _weight_classes(loss: nn.Module, config: Config, splits: DataSplits) -> nn.M
     return Weighted(loss, class_weights(counts.cpu()))
 
 
-def _graphed(state: TrainingState) -> GraphedCompute:
+def _graphed(state: TrainingState, skips_parameters: bool) -> GraphedCompute:
     reason = objection(state.optimizer, state.world.device, state.scaler.is_enabled())
     if state.thawing:
         reason = "with transfer.thaw_epoch, later steps train other parameters"
+    if skips_parameters:
+        reason = "the network may skip layers, and a graph repeats the choice of one step"
     if reason:
         raise InputError(f"trainer.cuda_graph=true cannot be used: {reason}; set it to false.")
     keep_learning_rates_in_place(state.optimizer, state.world.device)

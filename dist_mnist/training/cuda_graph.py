@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from dist_mnist.config.errors import refusing
+from dist_mnist.config.errors import InputError, one_line
 
 # Libraries choose their kernels and the optimizer makes its state; with DDP, torch asks for 11.
 WARM_UP_STEPS = 11
@@ -74,13 +74,30 @@ def capture_on_gpu(
         group["capturable"] = True
     graph = torch.cuda.CUDAGraph()
     # DDP's hooks and the warm-up ran on this stream too: `session` has chosen it.
-    sentence = "trainer.cuda_graph=true cannot be used with this network and loss"
-    stream = torch.cuda.current_stream()
-    with refusing(sentence, "; set it to false"), torch.cuda.graph(graph, stream=stream):
-        results = compute()
+    # Only this thread's calls count: the reader of `MappedImages` may pin memory meanwhile.
+    capturing = torch.cuda.graph(
+        graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+    )
+    try:
+        with capturing:
+            results = compute()
+    except Exception as error:
+        raise _refusal(error) from error
     for group in groups:
         group["capturable"] = False
     return graph.replay, results
+
+
+def _refusal(error: BaseException) -> BaseException:
+    """Return the error for a capture that failed: torch's last one only says that it did."""
+    while error.__context__ is not None:
+        error = error.__context__
+    if isinstance(error, torch.OutOfMemoryError):
+        return error
+    return InputError(
+        f"trainer.cuda_graph=true cannot be used with this network and loss: "
+        f"{one_line(error).rstrip('.')}; set it to false."
+    )
 
 
 def keep_learning_rates_in_place(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

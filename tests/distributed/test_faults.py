@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -312,6 +313,50 @@ def test_a_missing_rank_is_named(small_root: Path, tmp_path: Path) -> None:
         "[rank 0] error: rank 1 of 2 did not join within trainer.timeout"
     )
     assert alone.stderr.count("\n") == 1
+
+
+LATE = """
+import os, sys, time
+import torch, torch.distributed as dist
+from dist_mnist.distributed import session as module
+connect, pick = dist.init_process_group, module._pick_device
+def late(*args, **kwargs):
+    time.sleep(60 if os.environ["RANK"] == "1" and sys.argv[1] == "stuck" else 0)
+    return connect(*args, **kwargs)
+def other(name, place):
+    return torch.device("meta" if place.rank == 1 and sys.argv[1] == "device" else "cpu")
+dist.init_process_group, module._pick_device, module._tried = late, other, lambda _, device: device
+with module.session("auto", 2):
+    print("joined")
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "told", "statuses"),
+    [
+        # NCCL would wait without end for a rank that is stuck before it connects.
+        ("stuck", "rank 1 is behind|all ranks are in start-up", [1, 1]),
+        ("device", "the device differs between the ranks: cpu on rank 0, meta on rank 1", [1, 1]),
+    ],
+)
+def test_ranks_that_cannot_connect_are_told(what: str, told: str, statuses: list[int]) -> None:
+    port = str(free_port())
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATE, what],
+            env={
+                **os.environ,
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+                **{"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = "".join(rank.communicate(timeout=60)[1] for rank in ranks)
+    assert [rank.returncode for rank in ranks] == statuses, errors
+    assert re.search(told, errors), errors
 
 
 @pytest.mark.slow

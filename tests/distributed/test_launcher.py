@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dist_mnist.config.errors import InputError
+from dist_mnist.distributed.gpus import trial
 from dist_mnist.distributed.session import session
 
 RANK_1_OF_4 = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
@@ -86,6 +87,7 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: gpu)
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
     monkeypatch.setattr("torch.accelerator.set_device_index", lambda _: None)
+    monkeypatch.setattr("dist_mnist.distributed.gpus.trial", lambda _: "")
     monkeypatch.setattr("dist_mnist.distributed.gpus.one_stream", lambda _: nullcontext())
     monkeypatch.setattr("dist_mnist.distributed.session.join_group", lambda *_: None)
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
@@ -109,3 +111,24 @@ def test_one_gpu_for_all_is_not_shared(
     assert device() == torch.device("cpu")
     with pytest.raises(InputError, match="this machine has 1 for 4"), session("cuda", 10):
         pass
+
+
+def test_a_gpu_without_kernels_is_left_alone(
+    launched: Callable[..., None],
+    one_gpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reason = "cuda:0 cannot compute (no kernel image is available)"
+    monkeypatch.setattr("dist_mnist.distributed.gpus.trial", lambda _: reason)
+    assert device() == torch.device("cpu")
+    assert f"training on the CPU: {reason}" in caplog.text
+    told = r"trainer\.device=cuda cannot be used: cuda:0 cannot"
+    with pytest.raises(InputError, match=told), session("cuda", 10):
+        pass
+
+
+def test_what_does_not_compute_is_told() -> None:
+    assert trial(torch.device("cpu")) == ""
+    if not torch.cuda.is_available():
+        assert trial(torch.device("meta")).startswith("meta cannot compute (")

@@ -6,7 +6,8 @@ options of the optimizer, that were there when it was captured, as a graph does.
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,12 @@ from dist_mnist.data.splits import load_splits
 from dist_mnist.training import build, evaluation, final_test
 from dist_mnist.training import run as run_module
 from dist_mnist.training.build import build_training_state
-from dist_mnist.training.cuda_graph import WARM_UP_STEPS, GraphedCompute, objection
+from dist_mnist.training.cuda_graph import (
+    WARM_UP_STEPS,
+    GraphedCompute,
+    capture_on_gpu,
+    objection,
+)
 from dist_mnist.training.loop import fit
 from dist_mnist.training.recorder import Recorder
 from dist_mnist.training.resume import checkpoint_content, restore
@@ -233,6 +239,43 @@ def test_what_cannot_be_captured(
 ) -> None:
     found = objection(optimizer, torch.device("cuda"), is_scaled)
     assert found == told if told is None else told in (found or "")
+
+
+def test_a_failed_capture_tells_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+
+    @contextmanager
+    def capture(graph: object, stream: object, capture_error_mode: str) -> Iterator[None]:
+        modes.append(capture_error_mode)
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr("torch.cuda.graph", capture)
+    monkeypatch.setattr("torch.cuda.CUDAGraph", object)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda: None)
+
+    def compute() -> Any:
+        raise ValueError("a number was read")
+
+    with pytest.raises(InputError, match="network and loss: a number was read; set it to false"):
+        capture_on_gpu(torch.optim.SGD([torch.zeros(1)]), compute)
+    assert modes == ["thread_local"]
+
+    def fill() -> Any:
+        raise torch.OutOfMemoryError("no memory left")
+
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        capture_on_gpu(torch.optim.SGD([torch.zeros(1)]), fill)
+
+
+def test_choices_of_python_are_not_captured(small_root: Path, stand_ins: list[StandIn]) -> None:
+    odd = ("model=mlp", "model._target_=tests.support.networks.Odd", "+model.how=unused")
+    trusted = "trusted_modules=[tests.support.networks]"
+    for options in ((*odd, trusted), ("trainer.find_unused_parameters=true",)):
+        with pytest.raises(InputError, match="may skip layers, and a graph repeats the choice"):
+            trained(small_root, *options, "trainer.cuda_graph=true")
 
 
 def test_rates_are_numbers_in_a_checkpoint(small_root: Path, stand_ins: list[StandIn]) -> None:
