@@ -1,12 +1,15 @@
 """The GPUs of a machine: whether torch can use them, which rank has which, and their stream."""
 
+import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.distributed.world import World
@@ -15,6 +18,8 @@ if TYPE_CHECKING:  # torch has no types for its stores
     Store = Any
 else:
     Store = dist.Store
+
+logger = logging.getLogger(__name__)
 
 # The device files of NVIDIA's driver, one for each GPU that this process may use.
 DEVICES, NVIDIA_GPUS = Path("/dev"), "nvidia[0-9]*"
@@ -42,6 +47,20 @@ def trial(device: torch.device) -> str:
     except RuntimeError as error:
         return f"{device} cannot compute ({str(error).strip().splitlines()[0]})"
     return ""
+
+
+def tried(name: str, device: torch.device) -> torch.device:
+    """Make a device the current one and return it; the CPU if it cannot compute, with auto."""
+    if device.type == "cpu":
+        return device
+    torch.accelerator.set_device_index(device.index)
+    reason = trial(device)
+    if not reason:
+        return device
+    if name != "auto":
+        raise InputError(f"trainer.device={name} cannot be used: {reason}; set it to cpu.")
+    logger.warning("training on the CPU: %s", reason)
+    return torch.device("cpu")
 
 
 def claim_gpu(store: Store, world: World) -> None:
@@ -87,3 +106,21 @@ def one_stream(device: torch.device) -> AbstractContextManager[object]:
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     return torch.cuda.stream(stream)
+
+
+def align_gradients(model: nn.Module) -> None:
+    """Give gradients the strides of their parameters, where only their numbers differ.
+
+    cuDNN and channels last number the strides of a side of 1 differently, and DDP would warn of it
+    on every rank (pytorch#47163). It is the same memory, so no kernel runs.
+    """
+    for parameter in model.parameters():
+        if 1 in parameter.shape:
+            parameter.register_hook(partial(_with_strides, parameter.stride()))
+
+
+def _with_strides(strides: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
+    """Return a gradient with strides that may differ for sides of 1; otherwise itself."""
+    sides = zip(gradient.shape, gradient.stride(), strides, strict=True)
+    is_same = all(have == wanted for side, have, wanted in sides if side > 1)
+    return gradient.as_strided(gradient.shape, strides) if is_same else gradient

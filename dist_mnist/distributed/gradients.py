@@ -4,7 +4,6 @@ import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_mnist.config.errors import InputError
 from dist_mnist.config.schema import TrainerConfig
+from dist_mnist.distributed.gpus import align_gradients
 from dist_mnist.distributed.shared_memory import can_share_memory, share_memory
 from dist_mnist.distributed.world import World
 
@@ -78,26 +78,8 @@ def parallelize(
     )
     _choose_hook(parallel_model, world, trainer)
     if world.device.type == "cuda":
-        _align_gradients(model)
+        align_gradients(model)
     return parallel_model
-
-
-def _align_gradients(model: nn.Module) -> None:
-    """Give gradients the strides of their parameters, where only their numbers differ.
-
-    cuDNN and channels last number the strides of a side of 1 differently, and DDP would warn of it
-    on every rank (pytorch#47163). It is the same memory, so no kernel runs.
-    """
-    for parameter in model.parameters():
-        if 1 in parameter.shape:
-            parameter.register_hook(partial(_with_strides, parameter.stride()))
-
-
-def _with_strides(strides: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
-    """Return a gradient with strides that may differ for sides of 1; otherwise itself."""
-    sides = zip(gradient.shape, gradient.stride(), strides, strict=True)
-    is_same = all(have == wanted for side, have, wanted in sides if side > 1)
-    return gradient.as_strided(gradient.shape, strides) if is_same else gradient
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
     # Reproducible runs need it, and cuBLAS reads it once, in the first run of a sweep.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     place = launcher.place()
-    world = World(*place, device=_tried(device, _pick_device(device, place)))
+    world = World(*place, device=gpus.tried(device, _pick_device(device, place)))
     _keep_freed_memory()
     torch.set_num_threads(choose_threads(world.local_size))
     if world.size > 1:
@@ -98,20 +98,6 @@ def _pick_device(name: str, place: Place) -> torch.device:
             f"process(es); set --nproc_per_node={count}, or trainer.device=cpu."
         )
     return torch.device(found, local_rank)
-
-
-def _tried(name: str, device: torch.device) -> torch.device:
-    """Make a device the current one and return it; the CPU if it cannot compute, with auto."""
-    if device.type == "cpu":
-        return device
-    torch.accelerator.set_device_index(device.index)
-    reason = gpus.trial(device)
-    if not reason:
-        return device
-    if name != "auto":
-        raise InputError(f"trainer.device={name} cannot be used: {reason}; set it to cpu.")
-    logger.warning("training on the CPU: %s", reason)
-    return torch.device("cpu")
 
 
 def _keep_freed_memory() -> None:

@@ -112,8 +112,7 @@ def build_training_state(config: Config, world: World, splits: DataSplits) -> Tr
     state.step = partial(step, state)
     if is_reproducible:
         state.step = build_step_in_shards(state, findings, runs_in_threads)
-    skips = findings.skips_parameters or bool(trainer.find_unused_parameters)
-    state.compute = _graphed(state, skips) if trainer.cuda_graph else partial(compute, state)
+    state.compute = _graphed(state, findings) if trainer.cuda_graph else partial(compute, state)
     return state
 
 
@@ -143,11 +142,11 @@ def _weight_classes(loss: nn.Module, config: Config, splits: DataSplits) -> nn.M
     return Weighted(loss, class_weights(counts.cpu()))
 
 
-def _graphed(state: TrainingState, skips_parameters: bool) -> GraphedCompute:
+def _graphed(state: TrainingState, findings: Findings) -> GraphedCompute:
     reason = objection(state.optimizer, state.world.device, state.scaler.is_enabled())
     if state.thawing:
         reason = "with transfer.thaw_epoch, later steps train other parameters"
-    if skips_parameters:
+    if findings.skips_parameters or state.config.trainer.find_unused_parameters:
         reason = "the network may skip layers, and a graph repeats the choice of one step"
     if reason:
         raise InputError(f"trainer.cuda_graph=true cannot be used: {reason}; set it to false.")
@@ -169,9 +168,7 @@ def _build_order(config: Config, world: World, splits: DataSplits) -> EpochOrder
     steps = config.trainer.epochs * len(order)
     if config.data.fit is not None and steps < FEW_STEPS:
         logger.info(
-            "only %d training steps: trainer.epochs, or a smaller trainer.global_batch_size, makes "
-            "more",
-            steps,
+            "only %d training steps: raise trainer.epochs or lower trainer.global_batch_size", steps
         )
     return order
 

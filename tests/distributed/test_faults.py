@@ -318,14 +318,14 @@ def test_a_missing_rank_is_named(small_root: Path, tmp_path: Path) -> None:
 LATE = """
 import os, sys, time
 import torch, torch.distributed as dist
-from dist_mnist.distributed import session as module
+from dist_mnist.distributed import gpus, session as module
 connect, pick = dist.init_process_group, module._pick_device
 def late(*args, **kwargs):
     time.sleep(60 if os.environ["RANK"] == "1" and sys.argv[1] == "stuck" else 0)
     return connect(*args, **kwargs)
 def other(name, place):
     return torch.device("meta" if place.rank == 1 and sys.argv[1] == "device" else "cpu")
-dist.init_process_group, module._pick_device, module._tried = late, other, lambda _, device: device
+dist.init_process_group, module._pick_device, gpus.tried = late, other, lambda _, device: device
 with module.session("auto", 2):
     print("joined")
 """

@@ -1,5 +1,7 @@
 """Launchers' environment variables, and how a process reads them."""
 
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,13 +103,23 @@ def test_process_takes_the_only_gpu_it_sees(
     assert device() == torch.device("cuda", 0)
 
 
-@pytest.mark.parametrize(
-    "variables", [{}, {"CUDA_VISIBLE_DEVICES": "0", "TORCHELASTIC_RUN_ID": "none"}]
-)
-def test_one_gpu_for_all_is_not_shared(
-    launched: Callable[..., None], one_gpu: None, variables: dict[str, str]
-) -> None:
-    launched(**RANK_1_OF_4, **variables)
+@pytest.mark.parametrize(("worker", "sees_own"), [("0", False), ("1", True), ("0,1", False)])
+def test_torchruns_processes_share_what_it_sees(worker: str, sees_own: bool) -> None:
+    """Unless it gives each of them its own, as with --virtual-local-rank."""
+    child = "from dist_mnist.distributed.launcher import sees_own_device as s; print(s())"
+    started = f"CUDA_VISIBLE_DEVICES={worker} {shlex.quote(sys.executable)} -c '{child}'; true"
+    done = subprocess.run(
+        ["bash", "-c", started],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "0", "TORCHELASTIC_RUN_ID": "none"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{sees_own}\n"
+
+
+def test_one_gpu_for_all_is_not_shared(launched: Callable[..., None], one_gpu: None) -> None:
+    launched(**RANK_1_OF_4)
     assert device() == torch.device("cpu")
     with pytest.raises(InputError, match="this machine has 1 for 4"), session("cuda", 10):
         pass
