@@ -58,9 +58,12 @@ def session(device: str, timeout_seconds: int) -> Iterator[World]:
 @contextmanager
 def own_defaults() -> Iterator[None]:
     """Make new tensors float32 and on the CPU, whatever a notebook has chosen."""
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    dtype, device = torch.get_default_dtype(), torch.device("cpu")
+    with suppress(AttributeError):  # torch 2.8, after set_default_device(None)
+        device = torch.get_default_device()
     torch.set_default_dtype(torch.float32)
-    torch.set_default_device(None)  # setting it to "cpu" would slow down every call
+    if device.type != "cpu":
+        torch.set_default_device(None)  # setting it to "cpu" would slow down every call
     try:
         yield
     finally:
