@@ -20,7 +20,7 @@ BUDGETS = {
     "digits": 890,
     "report": 354,
     "tracking": 713,
-    "folder": 800,
+    "folder": 801,
     "models": 1165,
     "data": 1812,
     "record": 898,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dist_mnist.data.cache import fingerprint, remember
-from dist_mnist.data.mapped import MappedImages
+from dist_mnist.data.mapped import BLOCK_BYTES, MappedImages
 from dist_mnist.folder.files import PictureFile, printable
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ def log_faint(root: Path, cache: Path, samples: MappedImages, files: Sequence[Pi
 
 def _faint(samples: MappedImages) -> list[int]:
     faint: list[int] = []
-    for places in torch.arange(len(samples)).split(512):
+    block = max(1, BLOCK_BYTES // samples.stored[0].numel())
+    for places in torch.arange(len(samples)).split(block):
         pixels = samples[places][0].flatten(1)
         span = pixels.amax(1).int() - pixels.amin(1).int()
         faint += places[span <= LEVELS].tolist()
