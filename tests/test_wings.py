@@ -14,15 +14,15 @@ PACKAGE = CHECKOUT / "dist_mnist"
 # From the top down: a wing may import from itself and from the wings after it. Each has a budget of
 # lines, its size when it was last raised: growth is a decision.
 BUDGETS = {
-    "commands": 900,
+    "commands": 897,
     "serve": 533,
     "training": 2770,
     "digits": 890,
     "report": 354,
     "tracking": 713,
-    "folder": 801,
+    "folder": 804,
     "models": 1165,
-    "data": 1812,
+    "data": 1811,
     "record": 898,
     "distributed": 1937,
     "config": 1072,
@@ -33,7 +33,7 @@ SPINE_LINES, SPINE_CODE = 4500, 2500
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 # A command line is read, and `--help` is printed, without waiting for torch.
 LIGHT = [name for name in FILES if name.startswith(("__", "config/"))]
-LIGHT += ["commands/__init__.py", "commands/cli.py"]
+LIGHT += ["commands/__init__.py", "commands/cli.py", "record/__init__.py", "record/files.py"]
 LIGHT += [f"distributed/{name}.py" for name in ("cgroups", "cpu_threads", "signals", "launcher")]
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 300, 60, 6
 

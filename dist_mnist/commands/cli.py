@@ -5,7 +5,6 @@ with it, is imported when there is work for it, so `--help` is quick.
 """
 
 import difflib
-import errno
 import functools
 import importlib
 import os
@@ -37,9 +36,7 @@ from dist_mnist.config.keys import require_known_keys
 from dist_mnist.config.overrides import gather_words, refuse_hydra_folder
 from dist_mnist.distributed import launcher, signals
 from dist_mnist.distributed.launcher import LaunchError
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+from dist_mnist.record.files import FULL_DISK, READ_ONLY
 
 # Hydra's options that only print.
 PRINTING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
@@ -199,7 +196,7 @@ def _message(error: Exception, lost_contact: bool) -> str:
         return f"error: {one_line(error)}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return f"error: {hydra_sentence(error)}"
-    if isinstance(error, OSError) and error.errno in CANNOT_WRITE and error.filename:
+    if isinstance(error, OSError) and error.errno in READ_ONLY and error.filename:
         return (
             f"error: {error.filename} cannot be written ({error.strerror}): start from another "
             f"folder, or name one with run_dir, data.root or hydra.sweep.dir."

@@ -50,10 +50,9 @@ def remember(path: Path, compute: Callable[[], Any]) -> Any:
     except (OSError, ValueError, TypeError, RecursionError):
         pass
     value = compute()
+    digest = fingerprint(json.dumps(value).encode())
     try:
-        write_atomically(
-            path, json.dumps([fingerprint(json.dumps(value).encode()), value]).encode()
-        )
+        write_atomically(path, json.dumps([digest, value]).encode())
     except InputError as error:
         logger.debug("%s", error)
     return value

@@ -90,6 +90,13 @@ def list_pictures(root: Path, part: str) -> list[PictureFile]:
     return [PictureFile(p, s.st_size, s.st_mtime_ns) for p, s in found if _is_picture(p)]
 
 
+def find_classes(root: Path, part: str) -> list[str]:
+    """Return the names of the folders of a tree that have pictures, without reading all of it."""
+    with os.scandir(root / part) as entries:
+        names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    return [n for n in names if not is_left_out(n) and has_pictures(root, f"{part}/{n}")]
+
+
 def has_pictures(root: Path, part: str) -> bool:
     """Return whether there is a picture below a folder."""
     return any(_is_picture(path) for path, _ in _walk(root.resolve(), part, []))

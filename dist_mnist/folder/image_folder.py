@@ -19,6 +19,7 @@ from dist_mnist.folder.files import (
     Classes,
     PictureFile,
     class_of,
+    find_classes,
     find_pictures,
     list_pictures,
     printable,
@@ -74,12 +75,7 @@ class ImageFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         trees = [parts.train] if train or parts.test is None else [parts.test]
         trees += [parts.validation] if train and parts.validation else []
         pictures = find_pictures(folder, *trees)
-        trained = (
-            pictures.values() if trees == [parts.train] else [list_pictures(folder, parts.train)]
-        )
-        names = sorted(
-            {class_of(file.path, parts.train) for files in trained for file in files} - {""}
-        )
+        names = [*pictures] if trees == [parts.train] else find_classes(folder, parts.train)
         _check_classes(root, names, pictures, train)
         files, labels = _in_order(names, pictures)
         stored = store_pictures(folder, trees[0], files, image_shape, Fit(options["fit"]))

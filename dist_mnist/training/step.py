@@ -222,13 +222,13 @@ def non_finite_error(state: TrainingState, steps_done: int, when: str = "in") ->
         steps_done: The number of steps before it.
         when: "in" that step, or "by" that step if an earlier one may have been the first.
     """
-    weights = state.model.state_dict().items()
-    bad = [name for name, w in weights if w.is_floating_point() and not w.isfinite().all()]
-    if bad and steps_done == 0 and when == "in":  # nothing has changed them
-        return NonFiniteError(
-            f"the network begins with weights that are not finite, such as {bad[0]}: check model= "
-            f"and transfer.checkpoint."
-        )
+    if steps_done == 0 and when == "in":  # nothing has changed the weights
+        for name, weight in state.model.state_dict().items():
+            if weight.is_floating_point() and not weight.isfinite().all():
+                return NonFiniteError(
+                    f"the network begins with weights that are not finite, such as {name}: check "
+                    f"model= and transfer.checkpoint."
+                )
     rate = state.learning_rates[0] * state.schedule(steps_done)
     scale = state.scaler.get_scale()
     return NonFiniteError(
